@@ -1,0 +1,49 @@
+"""Records to JSON and back. The only place that knows msgspec (docs/decisions/002)."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from mailbackup.errors import RecordInvalid
+
+T = TypeVar("T")
+
+Record = msgspec.Struct
+"""Base of every record: a frozen, typed struct whose members are the members of the JSON object."""
+
+_encoder = msgspec.json.Encoder()
+_decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
+
+
+def encode(record: Any) -> bytes:
+    """One line of UTF-8 JSON without a newline."""
+    return _encoder.encode(record)
+
+
+def decode(data: bytes | memoryview, kind: type[T], what: str) -> T:
+    """The record in `data`, checked against its type; `what` names it in the error.
+
+    Raises RecordInvalid when the bytes are not such a record. Unknown members are ignored (format section 2).
+    """
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.json.Decoder(kind)
+    try:
+        return decoder.decode(data)  # type: ignore[no-any-return]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RecordInvalid(f"{what}: {error}") from None
+
+
+def convert(value: Any, kind: type[T]) -> T:
+    """`value` (from TOML) as a typed record. Raises ValueError with the path of what is wrong."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None
+
+
+def plain(record: Any) -> Any:
+    """The record as dicts, lists, strings and numbers, for JSON output."""
+    return msgspec.to_builtins(record)

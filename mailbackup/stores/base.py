@@ -1,0 +1,88 @@
+"""The contract of a store: a flat set of immutable objects under well-formed keys.
+
+Every obligation here is a test of `mailbackup.testing.store_contract.StoreContract`, which each store passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from mailbackup.model.ids import ObjectKey
+
+
+@dataclass(frozen=True, slots=True)
+class StoreTraits:
+    """What a store can do, as data: asked by those who depend on it, never guessed from its type."""
+
+    range_reads: bool  # get_range reads no more than it returns
+    create_only: bool  # put refuses an existing key atomically, also against another process
+    durable_after_put: bool  # an object survives a power cut once put has returned
+    trusted_time: bool = False  # stat().time is the store's, not the writer's
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStat:
+    """Size in bytes and the time (seconds since 1970) at which the store says it got the object."""
+
+    size: int
+    time: float
+
+
+class ObjectWriter(Protocol):
+    """An object being written. Nothing is visible under its key before `commit`."""
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes. Raises StoreUnavailable, StoreRefused or NoSpace; the object is then aborted."""
+
+    def commit(self) -> None:
+        """Make the object visible, whole and durable, or raise and leave nothing visible. Raises KeyExists as `put` does."""
+
+    def abort(self) -> None:
+        """Drop what was written. Never raises; harmless after commit."""
+
+
+class Store(Protocol):
+    """Where objects go. Safe to use from several threads."""
+
+    name: str
+    traits: StoreTraits
+
+    def put(self, key: ObjectKey, data: bytes) -> None:
+        """Create the object, whole and durable.
+
+        Raises KeyExists when the key exists, whatever its bytes, and changes nothing then; ValueError for a malformed key; StoreUnavailable,
+        StoreRefused or NoSpace, and then either the whole object exists (a lost answer) or nothing does.
+        """
+
+    def create(self, key: ObjectKey) -> AbstractContextManager[ObjectWriter]:
+        """A writer for a large object. Leaving the context without commit aborts."""
+
+    def get(self, key: ObjectKey, limit: int) -> bytes:
+        """The whole object. Raises ObjectMissing when absent, ObjectDamaged when it is longer than `limit` bytes."""
+
+    def get_range(self, key: ObjectKey, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset`. Raises ObjectMissing when absent, ObjectDamaged when the object is too short."""
+
+    def stream(self, key: ObjectKey, chunk: int = 1 << 20) -> Iterator[bytes]:
+        """The object in pieces of at most `chunk` bytes, in order. Raises ObjectMissing when absent."""
+
+    def stat(self, key: ObjectKey) -> ObjectStat:
+        """Size and time. Raises ObjectMissing when absent."""
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, ObjectStat]]:
+        """All objects whose key begins with `prefix`, in the order of their keys, also ones whose key is malformed.
+
+        An unfinished object is never listed. An absent prefix is an empty listing. Raises StoreUnavailable when the store is not there.
+        """
+
+    def prefixes(self, prefix: str) -> tuple[str, ...]:
+        """The distinct next path components below `prefix` that hold objects (`ledger/` → `ledger/0000000000/`), sorted."""
+
+    def delete(self, key: ObjectKey) -> None:
+        """Remove the object. An absent key is success."""
+
+    def close(self) -> None:
+        """Release what the store holds."""
