@@ -1,6 +1,7 @@
 """Every error of mailbackup on one page.
 
     MailbackupError              exit  1   MB-X...   unexpected
+    ├── StateUnusable                  1   MB-X002   the local state is corrupt (the next run makes a new one)
     ├── UsageError                     2   MB-U...   usage or configuration
     │   ├── ConfigMissing
     │   ├── ConfigInvalid
@@ -50,6 +51,13 @@ class MailbackupError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = self.default_hint if hint is None else hint
+
+
+class StateUnusable(MailbackupError):
+    """The local state is corrupt. It is only a cache: a run that meets this moves it aside and starts with a new one."""
+
+    code = "MB-X002"
+    default_hint = "Move the file away: the next backup makes a new one and sends everything once more."
 
 
 class UsageError(MailbackupError):

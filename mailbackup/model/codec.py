@@ -22,7 +22,7 @@ def encode(record: Any) -> bytes:
     return _encoder.encode(record)
 
 
-def decode(data: bytes | memoryview, kind: type[T], what: str) -> T:
+def decode(data: bytes | memoryview | str, kind: type[T], what: str) -> T:
     """The record in `data`, checked against its type; `what` names it in the error.
 
     Raises RecordInvalid when the bytes are not such a record. Unknown members are ignored (format section 2).

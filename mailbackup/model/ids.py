@@ -45,6 +45,11 @@ def digest(data: bytes | memoryview) -> Digest:
     return Digest(hashlib.sha256(data).hexdigest())
 
 
+def blob_id(data: bytes | bytearray | memoryview) -> BlobId:
+    """The name of a blob."""
+    return BlobId(hashlib.sha256(data).hexdigest())
+
+
 def new_pack_id() -> PackId:
     """A fresh random pack id."""
     return PackId(secrets.token_hex(16))

@@ -1,0 +1,113 @@
+"""`snapshots`, `ls`, `show`: look into the vault without changing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from mailbackup.cli.answer import Answer
+from mailbackup.cli.command import Run, command
+from mailbackup.cli.text import number, size, table
+from mailbackup.model.codec import plain
+from mailbackup.model.ids import to_name
+from mailbackup.model.results import MailboxLine, MessageLine, SnapshotRow
+from mailbackup.model.tree import Snapshot
+
+At = Annotated[str, typer.Option("--at", metavar="WHEN", help="A snapshot: its number, a date, 'yesterday 18:00', or 'latest'.")]
+Location = Annotated[str | None, typer.Option("--location", metavar="NAME", help="The [[mail]] section, where two have the same address.")]
+
+
+def register(root: typer.Typer) -> None:
+    """Add the commands to the program."""
+    command(root, "snapshots", example="mailbackup snapshots")(snapshots)
+    command(root, "ls", example="mailbackup ls ada@example.org --identity kit.txt")(ls)
+    command(root, "show", example="mailbackup show ada@example.org 3f2a9c --identity kit.txt > message.eml")(show)
+
+
+def snapshots(run: Run) -> Answer:
+    """List the snapshots of the vault, oldest first. Needs no key."""
+    from mailbackup import app
+
+    rows = app.snapshots(run.context())
+    return Answer(fields={"snapshots": plain(rows)}, text=_snapshot_table(rows), report=False)
+
+
+def _snapshot_table(rows: list[SnapshotRow]) -> list[str]:
+    if not rows:
+        return ["no snapshots yet"]
+    head = ("seq", "time", "messages", "size", "outcome", "stores")
+    cells = [(str(r.seq), r.time, _or_dash(r.messages), "-" if r.bytes is None else size(r.bytes), r.outcome, " ".join(r.stores)) for r in rows]
+    return table([head, *cells], right=frozenset({0, 2, 3}))
+
+
+def _or_dash(count: int | None) -> str:
+    return "-" if count is None else f"{count:,}"
+
+
+def ls(
+    run: Run,
+    what: Annotated[str | None, typer.Argument(metavar="[ADDRESS[/FOLDER]]", help="A mailbox, or one folder of it.", show_default=False)] = None,
+    at: At = "latest",
+    location: Location = None,
+) -> Answer:
+    """List the mailboxes of a snapshot, or the messages of one mailbox."""
+    from mailbackup import app
+
+    if what is None:
+        mailboxes = [line for line in app.mailboxes(run.context(), at=at) if location in (None, line.location)]
+        return Answer(fields={"mailboxes": plain(mailboxes)}, text=_mailbox_table(mailboxes), report=False)
+    address, slash, folder = what.partition("/")
+    messages = app.messages(run.context(), address, folder=folder if slash else None, at=at, location=location)
+    return Answer(fields={"messages": [message_fields(line) for line in messages]}, text=_message_table(messages), report=False)
+
+
+def message_fields(line: MessageLine) -> dict[str, Any]:
+    """A message as JSON. `from` is a word of Python, hence `from_` in the record."""
+    return {name.rstrip("_"): value for name, value in plain(line).items()}
+
+
+def _mailbox_table(lines: list[MailboxLine]) -> list[str]:
+    head = ("address", "messages", "size", "location", "")
+    cells = [(line.address, f"{line.messages:,}", size(line.bytes), line.location, "stale" if line.stale else "") for line in lines]
+    return table([head, *cells], right=frozenset({1, 2}))
+
+
+def _message_table(lines: list[MessageLine]) -> list[str]:
+    head = ("id", "folder", "date", "size", "flags", "from", "subject")
+    cells = [(m.id[:16], m.folder or "INBOX", m.date or "-", size(m.size), m.flags or "-", m.from_[:40], m.subject) for m in lines]
+    return table([head, *cells], right=frozenset({3}))
+
+
+def show(
+    run: Run,
+    what: Annotated[str, typer.Argument(metavar="SEQ|ADDRESS", help="The number of a snapshot, or the address of a mailbox.")],
+    message: Annotated[str | None, typer.Argument(metavar="[ID]", help="A message, as 'ls' names it.", show_default=False)] = None,
+    at: At = "latest",
+    location: Location = None,
+) -> Answer:
+    """Print a snapshot's facts, or one message byte for byte."""
+    from mailbackup import app
+
+    if message is None:
+        snapshot = app.show_snapshot(run.context(), what)
+        return Answer(fields={"snapshot": plain(snapshot)}, text=_snapshot_facts(snapshot), report=False, findings=snapshot.findings)
+    raw = app.show_message(run.context(), what, message, at=at, location=location)
+    return Answer(fields={"message": plain(to_name(raw))}, raw=raw)
+
+
+def _snapshot_facts(snapshot: Snapshot) -> Iterator[str]:
+    yield from table(
+        [
+            ("snapshot", str(snapshot.seq)),
+            ("time", snapshot.time),
+            ("host", snapshot.host),
+            ("tool", snapshot.tool),
+            ("vault", snapshot.vault),
+            ("outcome", snapshot.outcome),
+        ]
+    )
+    for source in snapshot.sources:
+        held = f"{number(source.messages, 'message')} in {number(source.mailboxes, 'mailbox', 'mailboxes')}, " if source.kind == "mail" else ""
+        yield f"{source.kind} {source.name}: {held}{size(source.bytes)}"

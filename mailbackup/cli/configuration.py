@@ -1,0 +1,41 @@
+"""`config check`, `config show`."""
+
+from __future__ import annotations
+
+import os
+
+import typer
+
+from mailbackup.cli.answer import Answer
+from mailbackup.cli.command import Run, command
+from mailbackup.cli.text import number
+from mailbackup.model.codec import plain
+
+
+def register(root: typer.Typer) -> None:
+    """Add the commands to the program."""
+    group = typer.Typer(help="The configuration.")
+    command(group, "check", example="mailbackup config check")(check)
+    command(group, "show", example="mailbackup config show --json")(show)
+    root.add_typer(group, name="config")
+
+
+def check(run: Run) -> Answer:
+    """Say whether the configuration is valid, and which of its places do not exist now."""
+    from mailbackup.config import literal_root
+
+    config, path = run.loaded
+    roots = [*(literal_root(mail.path) for mail in config.mail), *(directory.path for directory in config.directories)]
+    missing = [root for root in roots if not os.path.isdir(root)]
+    stores, sources, keys = number(len(config.stores), "store"), number(len(roots), "source"), number(len(config.recipients), "recipient")
+    text = [f"{path} is valid: {sources}, {stores}, {keys}", *(f"note: {root} does not exist now" for root in missing)]
+    return Answer(outcome="valid", fields={"config": path, "missing": missing}, text=text, report=False)
+
+
+def show(run: Run) -> Answer:
+    """Print the configuration as it is understood. There are no secrets in it."""
+    from mailbackup.config import render
+
+    config, path = run.loaded
+    text = [f"# {path}", *render(config, comments=False).splitlines()]
+    return Answer(fields={"file": path, "config": plain(config)}, text=text, report=False)

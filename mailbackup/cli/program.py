@@ -1,0 +1,98 @@
+"""The program: all commands, and the border at which everything that is raised becomes a message and an exit status."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+
+from mailbackup.cli import backup, browse, configuration, init, key, quickstart, restore, state, verify
+from mailbackup.cli.answer import Answer, show_answer, show_error, write
+from mailbackup.cli.command import dress
+from mailbackup.cli.settings import Settings, global_options
+from mailbackup.cli.text import one_line
+from mailbackup.errors import Interrupted, MailbackupError, UsageError
+
+HELP = "Backup for Linux mail servers: sealed to keys that are not on the server, signed, and proven by restoring."
+
+
+def program() -> Any:
+    """The whole command line as one command object."""
+    root = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+    root.callback(help=HELP)(_root())
+    for module in (quickstart, init, backup, browse, restore, verify, state, key, configuration):
+        module.register(root)
+    return typer.main.get_command(root)
+
+
+def _root() -> Any:
+    """The callback that takes the global options standing before the command."""
+
+    def take(context: typer.Context, *, version: bool, **values: Any) -> None:
+        context.obj.update(values)
+
+    about = Annotated[bool, typer.Option("--version", help="Print the version.", show_default=False, is_eager=True, callback=_print_version)]
+    return dress(take, [], {**global_options(hidden=False), "version": (about, False)})
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        from mailbackup.cli.version import version
+
+        write(f"{version()}\n".encode())
+        raise typer.Exit
+
+
+def main(args: list[str]) -> int:
+    """Run one command line and return its exit status; nothing is raised."""
+    settings = Settings(json="--json" in args[: args.index("--")] if "--" in args else "--json" in args)
+    try:
+        if not args:
+            _invoke(["--help"], settings)
+            return UsageError.exit_status
+        answer = _invoke(args, settings)
+        show_answer(answer, settings.command, as_json=settings.json, quiet=settings.quiet)
+    except KeyboardInterrupt:
+        return _fail(Interrupted("interrupted"), settings)
+    except Exception as error:  # the border: nothing may pass it as a traceback
+        return _fail(error, settings)
+    return answer.exit_status
+
+
+def _invoke(args: list[str], settings: Settings) -> Answer:
+    """Parse and run. Not the library's own `main`, which would print errors and exit by its own rules."""
+    root = program()
+    try:
+        with root.make_context("mailbackup", list(args), obj=settings) as context:
+            answer: Answer = root.invoke(context)
+    except typer.Exit as end:  # after --help and --version
+        return Answer(exit_status=end.exit_code, raw=b"")
+    return answer
+
+
+def _fail(error: BaseException, settings: Settings) -> int:
+    """Show what was raised and return its exit status."""
+    if settings.verbose and not hasattr(error, "format_message"):
+        traceback.print_exception(error, file=sys.stderr)
+    known = translate(error)
+    show_error(known, settings.command or _command_of(error), as_json=settings.json)
+    return known.exit_status
+
+
+def translate(error: BaseException) -> MailbackupError:
+    """Any exception as one of ours."""
+    if isinstance(error, MailbackupError):
+        return error
+    if hasattr(error, "format_message"):  # usage errors of typer, whose class lies in different places in different versions of it
+        path = context.command_path if (context := getattr(error, "ctx", None)) else "mailbackup"
+        return UsageError(one_line(error.format_message()), hint=f"See '{path} --help'.")
+    if isinstance(error, typer.Abort | EOFError):
+        return Interrupted("stopped: no answer", hint="Nothing was changed.")
+    return MailbackupError(one_line(f"unexpected {type(error).__name__}: {error}"))
+
+
+def _command_of(error: BaseException) -> str:
+    context = getattr(error, "ctx", None)
+    return " ".join(context.command_path.split()[1:]) if context else ""

@@ -1,0 +1,4 @@
+"""x"""
+import typer
+def register(root: typer.Typer) -> None:
+    """x"""

@@ -1,0 +1,351 @@
+"""The configuration: read from TOML, checked, and written with words for people (the options themselves: `model.options`).
+
+Unknown keys are errors, since a misspelt option that is silently ignored is found on the day of the restore.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator
+from typing import Any, NoReturn, get_args, get_type_hints
+from urllib.parse import quote
+
+from mailbackup.errors import ConfigInvalid, ConfigMissing, KeyProblem, UsageError
+from mailbackup.model.codec import Record, convert
+from mailbackup.model.options import WORDS, BackupConfig, Config, DirectoryConfig, Host, MailConfig, Recipient, StoreConfig, Trust
+
+__all__ = ["BackupConfig", "Config", "DirectoryConfig", "Host", "MailConfig", "Recipient", "StoreConfig", "Trust"]
+__all__ += ["check", "compose", "default_path", "default_store_dir", "file_url", "literal_root", "load", "mail_name", "parse", "render"]
+__all__ += ["state_dir", "user_config"]
+
+SYSTEM_CONFIG = "/etc/mailbackup/mailbackup.toml"
+_LATER = {
+    "": ("systems", "retention", "drill", "notify"),
+    "store": ("endpoint", "lock_days", "retention", "passphrase_command"),
+    "mail": ("home", "export"),
+}  # section → keys that a later version will know
+
+
+# ---------------------------------------------------------------- places
+
+
+def user_config() -> str:
+    """Path of the configuration of an ordinary user."""
+    return os.path.join(_xdg("XDG_CONFIG_HOME", ".config"), "mailbackup", "mailbackup.toml")
+
+
+def default_path() -> str:
+    """Where `init` writes the configuration unless told otherwise."""
+    return SYSTEM_CONFIG if os.geteuid() == 0 else user_config()
+
+
+def default_store_dir() -> str:
+    """Where the local vault lies unless told otherwise; never below the state, so that clearing a cache cannot touch backups."""
+    return "/var/backups/mailbackup" if os.geteuid() == 0 else os.path.join(_xdg("XDG_DATA_HOME", ".local/share"), "mailbackup", "vault")
+
+
+def state_dir(config_path: str, option: str | None) -> str:
+    """Directory of the state: `option`, `$MAILBACKUP_STATE`, a `mailbackup.state` beside `mailbackup.toml` if there is one, the default."""
+    chosen = option or os.environ.get("MAILBACKUP_STATE")
+    if chosen:
+        return os.path.abspath(chosen)
+    beside = os.path.splitext(os.path.abspath(config_path))[0] + ".state"
+    if os.path.isdir(beside):
+        return beside
+    return "/var/lib/mailbackup" if os.geteuid() == 0 else os.path.join(_xdg("XDG_STATE_HOME", ".local/state"), "mailbackup")
+
+
+def file_url(path: str) -> str:
+    """The store address of a local directory."""
+    return "file://" + quote(os.path.abspath(path))
+
+
+def _xdg(variable: str, below_home: str) -> str:
+    return os.environ.get(variable) or os.path.join(os.path.expanduser("~"), below_home)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def load(path: str | None = None) -> tuple[Config, str]:
+    """The configuration and the absolute path of its file (`path`, or the first of the usual places).
+
+    Raises ConfigMissing when there is none, ConfigInvalid with file and key when it is not valid.
+    """
+    found = _find(path)
+    try:
+        with open(found, "rb") as file:
+            text = file.read().decode("utf-8")
+    except OSError as error:
+        raise ConfigInvalid(f"cannot read {found}: {error.strerror}", hint="Run as a user who may read it.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigInvalid(f"{found}: not UTF-8 text (byte {error.start})") from None
+    return parse(text, found), found
+
+
+def _find(path: str | None) -> str:
+    places = [path] if path else list(dict.fromkeys((SYSTEM_CONFIG, user_config())))
+    for place in places:
+        if os.path.lexists(place):
+            return os.path.abspath(place)
+    raise ConfigMissing(f"no configuration: {' and '.join(places)} {'does' if len(places) == 1 else 'do'} not exist")
+
+
+def parse(text: str, where: str) -> Config:
+    """The configuration in `text`; `where` names it in errors. Raises ConfigInvalid."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        reason, _, place = str(error).rpartition(" (at ")
+        line = re.match(r"line (\d+)", place)
+        raise ConfigInvalid(f"{where}:{line[1] if line else text.count(chr(10)) + 1}: {reason or error}") from None
+    _check_keys(raw, Config, "", where)
+    _add_names(raw)
+    try:
+        config = convert(raw, Config)
+    except ValueError as error:
+        raise ConfigInvalid(f"{where}: {_in_words(str(error))}") from None
+    check(config, where)
+    return config
+
+
+def _check_keys(table: Any, kind: type[Record], section: str, where: str) -> None:
+    """Every key of a table must be a field of its record; also in the tables below it."""
+    if not isinstance(table, dict):
+        return  # the conversion says it better
+    fields = dict(zip(kind.__struct_encode_fields__, get_type_hints(kind).values(), strict=True))
+    later = _LATER.get(section.partition("[")[0], ())
+    for key, member in table.items():
+        if key not in fields:
+            _unknown(key, list(fields), section, key in later, where)
+        for inner in _records(fields[key]):
+            place = f"{section}.{key}" if section else key
+            rows = [(f"{place}[{n}]", row) for n, row in enumerate(member)] if isinstance(member, list) else [(place, member)]
+            for name, row in rows:
+                _check_keys(row, inner, name, where)
+
+
+def _records(hint: Any) -> list[type[Record]]:
+    """The record type in `Backup` or `tuple[StoreConfig, ...]`, if there is one."""
+    return [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and issubclass(kind, Record)]
+
+
+def _unknown(key: str, known: list[str], section: str, later: bool, where: str) -> NoReturn:
+    inside = f" in [{section}]" if section else ""
+    if later:
+        name = key if section else f"[{key}]"
+        raise ConfigInvalid(f"{where}: {name}{inside} is not supported by this version yet", hint="Remove it, or turn it into a comment.")
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    hint = f"Did you mean '{near[0]}'?" if near else f"Known here: {', '.join(known)}."
+    raise ConfigInvalid(f"{where}: unknown key '{key}'{inside}", hint=hint)
+
+
+def _add_names(raw: dict[str, Any]) -> None:
+    """Names of sources that were left out. Touches only what has the right type; the conversion reports the rest."""
+    for key, name_of in (("mail", mail_name), ("directory", str)):
+        rows = raw.get(key)
+        for row in rows if isinstance(rows, list) else ():
+            if isinstance(row, dict) and isinstance(row.get("path"), str):
+                row.setdefault("name", name_of(row["path"]))
+
+
+def _in_words(error: str) -> str:
+    """`Expected `int`, got `str` - at `$.backup.level`` → `backup.level: expected int, got str`."""
+    message, _, place = error.replace("`", "").partition(" - at $.")
+    message = message.replace("Object missing required field", "missing:").replace("array", "[[…]]").replace("object", "table")
+    message = message[:1].lower() + message[1:]
+    return f"{place}: {message}" if place else message
+
+
+# ---------------------------------------------------------------- checking
+
+
+def literal_root(pattern: str) -> str:
+    """The part of a pattern before its first placeholder: the directory under which all its mailboxes lie."""
+    parts = pattern.split("/")
+    fixed = next((n for n, part in enumerate(parts) if any(mark in part for mark in "{%*")), len(parts))
+    return "/".join(parts[:fixed]) or "/"
+
+
+def mail_name(pattern: str) -> str:
+    """Default name of a mail location: the last literal directory before the first placeholder."""
+    return os.path.basename(literal_root(pattern).rstrip("/")) or "mail"
+
+
+def check(config: Config, where: str) -> None:
+    """Everything that types cannot say. Raises ConfigInvalid for the first problem found."""
+    for place, problem, hint in _problems(config):
+        raise ConfigInvalid(f"{where}: {place}: {problem}", hint=hint)
+
+
+_Problem = tuple[str, str, str | None]
+
+
+def _problems(config: Config) -> Iterator[_Problem]:
+    if not config.host.name.strip():
+        yield "host.name", "is empty", None
+    yield from _recipient_problems(config)
+    for key, digits in (("vault", 32), ("admin", 64), ("writer", 64)):
+        if not re.fullmatch(f"[0-9a-f]{{{digits}}}", getattr(config.trust, key)):
+            yield (
+                f"trust.{key}",
+                f"expected {digits} hexadecimal digits",
+                "Written by 'mailbackup init'; the recovery kit has it too.",
+            )
+    yield from _source_problems(config)
+    yield from _store_problems(config)
+    yield from _number_problems(config.backup)
+
+
+def _recipient_problems(config: Config) -> Iterator[_Problem]:
+    from mailbackup.crypto.age import check_recipient  # late: reading the age library costs more than reading the configuration
+
+    if not config.recipients:
+        yield "recipient", "there is no [[recipient]], so nobody could read the backups", None
+    for n, recipient in enumerate(config.recipients):
+        try:
+            check_recipient(recipient.key)
+        except (KeyProblem, ValueError) as error:
+            yield f"recipient[{n}].key", str(error), None
+
+
+def _source_problems(config: Config) -> Iterator[_Problem]:
+    from mailbackup.mail.pattern import Pattern
+
+    if not config.mail and not config.directories:
+        yield "mail", "there is no [[mail]] and no [[directory]], so there is nothing to save", None
+    for n, mail in enumerate(config.mail):
+        try:
+            Pattern.parse(mail.path)
+        except ValueError as error:
+            yield f"mail[{n}].path", str(error), None
+    rows = [(f"mail[{n}]", m.name, m.path) for n, m in enumerate(config.mail)]
+    rows += [(f"directory[{n}]", d.name, d.path) for n, d in enumerate(config.directories)]
+    seen: set[str] = set()
+    for place, name, path in rows:
+        if not path.startswith("/"):
+            yield f"{place}.path", f"'{path}' is not an absolute path", "Write the whole path, beginning with '/'."
+        if name in seen or not name:
+            problem = f"two sources are called '{name}'" if name else "is empty"
+            yield f"{place}.name", problem, "Give each source a name of its own with name = …"
+        seen.add(name)
+
+
+def _store_problems(config: Config) -> Iterator[_Problem]:
+    if not config.stores:
+        yield "store", "there is no [[store]], so there is nowhere to save to", None
+    names = [store.name for store in config.stores]
+    for n, store in enumerate(config.stores):
+        if not store.name or names.index(store.name) != n:
+            yield f"store[{n}].name", f"two stores are called '{store.name}'" if store.name else "is empty", None
+        if store.reserve is not None and store.reserve < 0:
+            yield f"store[{n}].reserve", "is negative", None
+        scheme = store.url.partition("://")[0]
+        if scheme in ("s3", "borg", "borg+ssh"):
+            yield f"store[{n}].url", f"{scheme}:// is not supported by this version yet", "Use file:///absolute/path."
+        try:
+            path = store.path
+        except ValueError as error:
+            yield f"store[{n}].url", f"'{store.url}': {error}", None
+            continue
+        for source in (*(literal_root(m.path) for m in config.mail), *(d.path for d in config.directories)):
+            if _inside(path, source):
+                problem = f"{path} lies inside the source {source}: the vault would save itself"
+                yield f"store[{n}].url", problem, "Choose a place outside of all sources."
+
+
+def _inside(path: str, directory: str) -> bool:
+    """Whether `path` is `directory` or lies below it, as written or with symbolic links resolved."""
+    pairs = ((os.path.normpath(path), os.path.normpath(directory)), (os.path.realpath(path), os.path.realpath(directory)))
+    return any(os.path.commonpath((inner, outer)) == outer for inner, outer in pairs if inner.startswith("/") and outer.startswith("/"))
+
+
+def _number_problems(backup: BackupConfig) -> Iterator[_Problem]:
+    for key, value, low, high in (
+        ("level", backup.level, 1, 19),
+        ("max_shrink", backup.max_shrink, 0, 1),
+        ("rescan_days", backup.rescan_days, 0, 3650),
+        ("workers", 1 if backup.workers == "auto" else backup.workers, 1, 1024),
+    ):
+        if not low <= value <= high:
+            yield f"backup.{key}", f"{value} is not between {low} and {high}", None
+
+
+# ---------------------------------------------------------------- writing
+
+
+def compose(
+    *,
+    host: str,
+    recipient: str,
+    trust: Trust,
+    mail: tuple[str, ...] = (),
+    directories: tuple[str, ...] = (),
+    stores: tuple[str, ...],
+    domain: str | None = None,
+) -> Config:
+    """The configuration that `init` makes from its options, checked. Raises UsageError."""
+    names = _unique([mail_name(path) for path in mail])
+    config = Config(
+        host=Host(name=host),
+        recipients=(Recipient(role="recovery", key=recipient),),
+        trust=trust,
+        stores=tuple(StoreConfig(name=f"store{n}" if n > 1 else "local", url=url) for n, url in enumerate(stores, 1)),
+        mail=tuple(MailConfig(name=name, path=path, domain=domain) for name, path in zip(names, mail, strict=True)),
+        directories=tuple(DirectoryConfig(name=path, path=path) for path in directories),
+    )
+    try:
+        check(config, "this configuration")
+    except ConfigInvalid as error:
+        raise UsageError(error.message, hint=None if error.hint == ConfigInvalid.default_hint else error.hint) from None
+    return config
+
+
+def _unique(names: list[str]) -> list[str]:
+    return [name if names.index(name) == n else f"{name}-{names[: n + 1].count(name)}" for n, name in enumerate(names)]
+
+
+def render(config: Config, comments: bool = True) -> str:
+    """The configuration as TOML. With `comments` every option is explained, and those at their default stand as comments."""
+    blocks = [_HEAD] if comments else []
+    for field, key in zip(Config.__struct_fields__, Config.__struct_encode_fields__, strict=True):
+        value = getattr(config, field)
+        for n, row in enumerate(value if isinstance(value, tuple) else (value,)):
+            header = f"[[{key}]]" if isinstance(value, tuple) else f"[{key}]"
+            body = [line for option in row.__struct_fields__ for line in _option(row, option, comments and n == 0)]
+            if body or comments:
+                blocks.append("\n".join([*(WORDS[type(row)][""].splitlines() if comments and n == 0 else ()), header, *body]))
+    if comments and not config.directories:
+        blocks.append(_NO_DIRECTORY)
+    return "\n\n".join(blocks) + "\n"
+
+
+def _option(row: Record, option: str, comments: bool) -> list[str]:
+    """Lines of one option. Defaults are written as comments, and only when comments are wanted."""
+    value = getattr(row, option)
+    defaults = dict(zip(reversed(row.__struct_fields__), reversed(row.__struct_defaults__), strict=False))
+    words, _, example = WORDS[type(row)][option].partition(" | ")
+    explained = [f"# {words}"] if comments else []
+    if option not in defaults or value != defaults[option]:
+        return [*explained, f"{option} = {_toml(value)}"]
+    return [*explained, f"# {option} = {example or _toml(value)}"] if comments else []
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(_toml(member) for member in value)}]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # a TOML string is a JSON string, save for DEL
+
+
+_HEAD = """\
+# Configuration of mailbackup. A line such as "# level = 3" shows an option at its default: remove the "# " to change it.
+# After a change: mailbackup config check"""
+
+_NO_DIRECTORY = """\
+# A directory that is saved with everything below it. This section may stand several times.
+# [[directory]]
+# path = "/etc\""""

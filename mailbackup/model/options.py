@@ -1,0 +1,136 @@
+"""The options of the configuration: typed records, and what each option means in plain words.
+
+Reading, checking and writing them is `mailbackup.config`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+from urllib.parse import unquote
+
+from mailbackup.model.codec import Record
+
+
+class Host(Record, frozen=True, kw_only=True):
+    """`[host]`"""
+
+    name: str
+
+
+class Recipient(Record, frozen=True, kw_only=True):
+    """`[[recipient]]`: who can read the backups."""
+
+    role: Literal["recovery", "drill"]
+    key: str
+
+
+class Trust(Record, frozen=True, kw_only=True):
+    """`[trust]`: the anchors. Vault id and public keys, in hexadecimal."""
+
+    vault: str
+    admin: str
+    writer: str
+
+
+class StoreConfig(Record, frozen=True, kw_only=True):
+    """`[[store]]`. `reserve` in bytes of free space; None = 5 % of the file system, at most 5 GiB."""
+
+    name: str
+    url: str
+    reserve: int | None = None
+
+    @property
+    def path(self) -> str:
+        """Absolute path of a `file://` store. Raises ValueError for other addresses."""
+        if not self.url.startswith("file:///"):
+            raise ValueError("expected file:///absolute/path")
+        return os.path.normpath(unquote(self.url[len("file://") :]))
+
+
+class MailConfig(Record, frozen=True, kw_only=True):
+    """`[[mail]]`: where mailboxes lie. `path` is a pattern of `mailbackup.mail.pattern`."""
+
+    name: str
+    path: str
+    format: Literal["maildir"] = "maildir"
+    domain: str | None = None
+
+
+class DirectoryConfig(Record, frozen=True, kw_only=True):
+    """`[[directory]]`: a directory that is saved with everything below it."""
+
+    name: str
+    path: str
+    exclude: tuple[str, ...] = ()
+    one_file_system: bool = True
+
+
+class BackupConfig(Record, frozen=True, kw_only=True):
+    """`[backup]`: how a run works. `max_shrink` is a share, 0 to 1; `rescan_days` 0 = every run."""
+
+    level: int = 3
+    max_shrink: float = 0.5
+    rescan_days: int = 7
+    workers: Literal["auto"] | int = "auto"
+
+
+class Config(
+    Record,
+    frozen=True,
+    kw_only=True,
+    rename={"recipients": "recipient", "stores": "store", "directories": "directory"},
+):
+    """Everything that is configured. Paths are absolute and names unique; `load` and `compose` see to that."""
+
+    host: Host
+    recipients: tuple[Recipient, ...] = ()
+    trust: Trust
+    stores: tuple[StoreConfig, ...] = ()
+    mail: tuple[MailConfig, ...] = ()
+    directories: tuple[DirectoryConfig, ...] = ()
+    backup: BackupConfig = BackupConfig()
+
+
+WORDS: dict[type[Record], dict[str, str]] = {
+    Host: {"": "# This machine.", "name": "Its name in snapshots, and the domain of mailboxes that have none."},
+    Recipient: {
+        "": "# Who can read the backups. Every snapshot is sealed to all keys named here; the secret halves are not on this machine.",
+        "role": '"recovery" for the recovery kit, "drill" for a machine that rehearses restores.',
+        "key": "Its public key (age1… or an ssh public key).",
+    },
+    Trust: {
+        "": "# What makes this vault ours; written by init and never read from a store. Do not change it by hand.",
+        "vault": "The vault's id.",
+        "admin": "Public key of the administrator; the secret half lies in the recovery kit.",
+        "writer": "Public key of this host, which signs every snapshot.",
+    },
+    StoreConfig: {
+        "": "# Where backups go. This section may stand several times; every store gets every snapshot.",
+        "name": "A short name, for --store.",
+        "url": "Its address: file:///absolute/path.",
+        "reserve": "Bytes of free space that are never used. The default is 5 % of the file system, at most 5 GiB. | 5368709120",
+    },
+    MailConfig: {
+        "": "# Where mailboxes lie. This section may stand several times.",
+        "name": "A name for this location. Do not change it later: it is part of the identity of its mailboxes.",
+        "path": "The path of a mailbox, with {domain} and {user} in the places of what differs.",
+        "format": 'How mail is stored: "maildir".',
+        "domain": 'Domain of the mailboxes when the path has no {domain}. The default is the host\'s name. | "example.org"',
+    },
+    DirectoryConfig: {
+        "": "# A directory that is saved with everything below it. This section may stand several times.",
+        "name": "A name for it; the default is its path.",
+        "path": "Its absolute path.",
+        "exclude": 'What is left out, as patterns of paths below it. | ["*/.cache"]',
+        "one_file_system": "Whether to stay on its file system and leave out what is mounted below it.",
+    },
+    BackupConfig: {
+        "": "# How a backup works.",
+        "level": "Compression, 1 (fast) to 19 (small).",
+        "max_shrink": "When more than this share of a source has vanished, its previous state is kept until you say --accept-shrink.",
+        "rescan_days": "Every file is looked at again after so many days, even where nothing seems to have changed. 0 = in every run.",
+        "workers": 'Processes that seal: a number, or "auto".',
+    },
+}
+"""Record → option → its explanation, then ` | ` and an example where the default shows too little; "" = the section itself."""

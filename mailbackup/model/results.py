@@ -1,0 +1,122 @@
+"""What commands answer. The members are the fields of `--json` (docs/reference/), so they are interface."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mailbackup.model.codec import Record
+from mailbackup.model.finding import Finding
+from mailbackup.model.ids import PublicKey, VaultId
+from mailbackup.model.tree import Outcome
+
+
+class InitResult(Record, frozen=True, kw_only=True):
+    """`init`: where the configuration and the kit lie, the recovery recipient, the host's writer key and the vault id."""
+
+    config: str
+    recipient: str
+    signer: PublicKey
+    vault: VaultId
+    kit: str
+
+
+class BackupResult(Record, frozen=True, kw_only=True):
+    """`backup`. `bytes_read` were read from sources, `bytes_stored` written to the store in `requests` requests."""
+
+    seq: int
+    outcome: Outcome
+    mailboxes: int
+    messages: int
+    new_messages: int
+    files: int
+    bytes_read: int
+    bytes_stored: int
+    requests: int
+    seconds: float
+    findings: tuple[Finding, ...]
+
+
+class SnapshotRow(Record, frozen=True, kw_only=True):
+    """A line of `snapshots`. Counts are None where the state does not know them; `stores` that hold it by name."""
+
+    seq: int
+    time: str
+    messages: int | None
+    bytes: int | None
+    outcome: Outcome
+    stores: tuple[str, ...]
+
+
+class MailboxLine(Record, frozen=True, kw_only=True):
+    """A line of `ls` without an address."""
+
+    address: str
+    location: str
+    key: str
+    messages: int
+    bytes: int
+    stale: bool
+
+
+class MessageLine(Record, frozen=True, kw_only=True):
+    """A line of `ls ADDRESS`. `size` in bytes, `date` as the mail says it (ISO) or None."""
+
+    id: str
+    folder: str
+    date: str | None
+    from_: str
+    subject: str
+    message_id: str
+    size: int
+    flags: str
+
+
+class Fetched(Record, frozen=True):
+    """What a command read from the store."""
+
+    requests: int
+    bytes: int
+
+
+class PlanLine(Record, frozen=True):
+    """One thing a restore would do: `write`, `keep` (already whole), `skip`, `mkdir`, `link`."""
+
+    action: str
+    path: str
+    detail: str = ""
+
+
+class RestoreResult(Record, frozen=True, kw_only=True):
+    """`restore …`. `outcome` is complete, incomplete (some things are not restored) or planned (--dry-run)."""
+
+    outcome: Literal["complete", "incomplete", "planned"]
+    seq: int
+    messages: int
+    files: int
+    bytes: int
+    kept: int
+    fetched: Fetched
+    seconds: float
+    findings: tuple[Finding, ...]
+    plan: tuple[PlanLine, ...] = ()
+
+
+class VerifyResult(Record, frozen=True, kw_only=True):
+    """`verify`. `objects` and `bytes` were read and checked; `decrypted` tells whether contents were opened."""
+
+    outcome: Literal["clean", "damaged"]
+    decrypted: bool
+    objects: int
+    bytes: int
+    blobs: int
+    seconds: float
+    findings: tuple[Finding, ...]
+
+
+class RebuildResult(Record, frozen=True, kw_only=True):
+    """`state rebuild`."""
+
+    seq: int
+    mailboxes: int
+    messages: int
+    seconds: float

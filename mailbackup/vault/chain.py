@@ -1,0 +1,255 @@
+"""Reading the ledger and the acts: nothing here trusts a store (format sections 4, 10, 11).
+
+A `Link` is an entry whose signature, signer, vault, number and predecessor were checked. Whoever has a Link may use it; there is no other way
+to get an entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from mailbackup.content.zstd import decompress
+from mailbackup.crypto.signing import split_signed, verify
+from mailbackup.errors import AnchorMismatch, ChainBroken, ObjectDamaged, ObjectMissing, RecordInvalid
+from mailbackup.model import codec
+from mailbackup.model.ids import LEDGER_PAGE, VAULT_KEY, Digest, PublicKey, act_key, digest, entry_key, is_object_key
+from mailbackup.model.ledger import Act, Anchors, LedgerEntry, LiveList, ObjectRow, StopList, VaultInfo
+from mailbackup.model.tree import LIST_LIMIT, RECORD_LIMIT
+from mailbackup.stores.base import Store
+
+
+class Link(NamedTuple):
+    """A checked entry of the ledger: its number, the hash of its object, the object's bytes and what they say."""
+
+    seq: int
+    sha256: Digest
+    raw: bytes
+    entry: LedgerEntry
+
+
+class Trust:
+    """Who may sign, as the admin said so far."""
+
+    def __init__(self, admin: PublicKey) -> None:
+        self.admin = admin
+        self.roles: dict[PublicKey, set[str]] = {}
+        self.lines: list[str] = []  # whole trust entries, for the next page
+
+    def learn(self, entry: LedgerEntry, raw: bytes) -> None:
+        """Take over a `trust` entry whose signature was checked."""
+        for grant in entry.grant:
+            self.roles.setdefault(grant.key, set()).add(grant.role)
+        for grant in entry.revoke:
+            self.roles.get(grant.key, set()).discard(grant.role)
+        self.lines.append(raw.decode("utf-8"))
+
+    def may_sign(self, entry: LedgerEntry) -> bool:
+        """Whether the signer of an entry is trusted for its type."""
+        if entry.type == "trust":
+            return entry.signer == self.admin
+        return "writer" in self.roles.get(entry.signer, ())
+
+    def may_act(self, act: Act) -> bool:
+        """Whether the signer of an act is trusted for it."""
+        role = "drill" if act.type == "drill" else "prune"
+        return act.signer == self.admin or role in self.roles.get(act.signer, ())
+
+
+def check_vault_info(store: Store, anchors: Anchors) -> VaultInfo:
+    """vault.json, compared with the anchors. Raises AnchorMismatch when the store holds another vault, ObjectMissing when it holds none."""
+    raw = store.get(VAULT_KEY, 1 << 20)
+    try:
+        info = codec.decode(raw, VaultInfo, VAULT_KEY)
+    except RecordInvalid as error:
+        raise AnchorMismatch(f"store {store.name}: {error}", hint="The store does not hold a vault that this version can read.") from None
+    if (info.vault, info.admin) != (anchors.vault, anchors.admin):
+        what = "vault" if info.vault != anchors.vault else "admin key"
+        raise AnchorMismatch(
+            f"store {store.name}: the {what} in vault.json is {getattr(info, what.split()[0])[:16]}…,"
+            f" expected {getattr(anchors, what.split()[0])[:16]}…"
+        )
+    return info
+
+
+def parse_entry(raw: bytes, key: str, anchors: Anchors) -> tuple[LedgerEntry, bytes, bytes]:
+    """Entry, signed line and signature of a ledger object, with vault id checked. Raises ChainBroken."""
+    try:
+        line, signature = split_signed(raw)
+        entry = codec.decode(line, LedgerEntry, key)
+    except RecordInvalid as error:
+        raise ChainBroken(f"{key}: {error}") from None
+    if entry.vault != anchors.vault:
+        raise ChainBroken(f"{key}: belongs to another vault")
+    if entry_key(entry.seq) != key:
+        raise ChainBroken(f"{key}: says that it is entry {entry.seq}")
+    return entry, line, signature
+
+
+def check_entry(raw: bytes, seq: int, prev: Digest | None, trust: Trust, anchors: Anchors) -> Link:
+    """The entry as a Link. `prev` is the hash of its predecessor; None only for entry 1. Raises ChainBroken."""
+    key = entry_key(seq)
+    entry, line, signature = parse_entry(raw, key, anchors)
+    if entry.prev != prev:
+        raise ChainBroken(f"{key}: does not follow the entry before it")
+    return _trusted(Link(seq, digest(raw), raw, entry), line, signature, trust, anchors)
+
+
+def _trusted(link: Link, line: bytes, signature: bytes, trust: Trust, anchors: Anchors) -> Link:
+    key = entry_key(link.seq)
+    if not trust.may_sign(link.entry):
+        raise ChainBroken(f"{key}: signed by {link.entry.signer[:16]}…, whom nobody trusts for a {link.entry.type} entry")
+    if not verify(link.entry.signer, line, signature):
+        raise ChainBroken(f"{key}: the signature is wrong")
+    if anchors.head is not None and link.seq == anchors.head[0] and link.sha256 != anchors.head[1]:
+        raise ChainBroken(f"{key}: is not the entry that was pinned; the ledger was replaced")
+    return link
+
+
+def find_head(store: Store) -> int:
+    """Number of the last entry in the store; 0 if there is none. Gaps show up when the chain is walked."""
+    pages = [page for page in store.prefixes("ledger/") if page.removeprefix("ledger/").rstrip("/").isdigit()]
+    for page in reversed(pages):
+        numbers = [int(key[-15:-5]) for key, _ in store.list(page) if is_object_key(key)]
+        if numbers:
+            return max(numbers)
+    return 0
+
+
+def check_head(head: int, anchors: Anchors) -> None:
+    """Raises ChainBroken when the ledger ends before the pinned entry: its tail was cut off, or the store is an older copy."""
+    if anchors.head is not None and head < anchors.head[0]:
+        raise ChainBroken(
+            f"the ledger ends at entry {head}, but entry {anchors.head[0]} was seen before: newer backups are missing from this store"
+        )
+
+
+def read_raw(store: Store, seq: int) -> bytes:
+    """The bytes of an entry. Raises ChainBroken when it is missing."""
+    try:
+        return store.get(entry_key(seq), RECORD_LIMIT)
+    except (ObjectMissing, ObjectDamaged) as error:
+        raise ChainBroken(f"{entry_key(seq)}: {error}") from None
+
+
+def walk(store: Store, anchors: Anchors, trust: Trust, *, last: int, after: tuple[int, Digest] | None = None) -> Iterator[Link]:
+    """The entries behind `after` (None = from the first) up to `last`, each checked; `trust` learns on the way. Raises ChainBroken."""
+    seq, prev = after if after is not None else (0, None)
+    while seq < last:
+        seq += 1
+        link = check_entry(read_raw(store, seq), seq, prev, trust, anchors)
+        if link.entry.type == "trust":
+            trust.learn(link.entry, link.raw)
+        prev = link.sha256
+        yield link
+
+
+def page_trust(store: Store, seq: int, anchors: Anchors) -> Trust:
+    """Who is trusted at entry `seq`, from the trust entries that its page repeats and those of the page up to it: few requests at any age.
+
+    Each of them carries the admin's own signature, so they need not be reached by walking. Raises ChainBroken.
+    """
+    trust = Trust(anchors.admin)
+    first = seq - seq % LEDGER_PAGE
+    if first:
+        entry, _, _ = parse_entry(read_raw(store, first), entry_key(first), anchors)
+        for text in entry.trust:
+            _learn_signed(trust, text.encode("utf-8"), anchors)
+    else:
+        _learn_signed(trust, read_raw(store, 1), anchors)
+    return trust
+
+
+def _learn_signed(trust: Trust, raw: bytes, anchors: Anchors) -> None:
+    try:
+        line, signature = split_signed(raw)
+        entry = codec.decode(line, LedgerEntry, "trust entry")
+    except RecordInvalid as error:
+        raise ChainBroken(str(error)) from None
+    if entry.vault != anchors.vault or entry.type != "trust" or entry.signer != anchors.admin or not verify(anchors.admin, line, signature):
+        raise ChainBroken("a trust entry is not signed by the admin key that the anchors name")
+    trust.learn(entry, raw)
+
+
+def backwards(store: Store, anchors: Anchors, head: int) -> Iterator[Link]:
+    """The entries from the head back to the first: what a reader without a state uses. Raises ChainBroken.
+
+    The head must be signed by someone trusted; each older entry must be the one whose hash its successor holds, so its content is as
+    trusted as the successor is. The pinned entry is checked also when the reader does not get that far back.
+    """
+    check_head(head, anchors)
+    if anchors.head is not None and anchors.head[0] != head and digest(read_raw(store, anchors.head[0])) != anchors.head[1]:
+        raise ChainBroken(f"{entry_key(anchors.head[0])}: is not the entry that was pinned; the ledger was replaced")
+    raw = read_raw(store, head)
+    entry, line, signature = parse_entry(raw, entry_key(head), anchors)
+    trust = page_trust(store, head, anchors)
+    if not trust.may_sign(entry):
+        _learn_page(store, head, trust, anchors)
+    link = _trusted(Link(head, digest(raw), raw, entry), line, signature, trust, anchors)
+    yield link
+    while link.entry.prev is not None:
+        raw = read_raw(store, link.seq - 1)
+        if digest(raw) != link.entry.prev:
+            raise ChainBroken(f"{entry_key(link.seq - 1)}: is not the entry that its successor names")
+        entry, _, _ = parse_entry(raw, entry_key(link.seq - 1), anchors)
+        link = Link(link.seq - 1, digest(raw), raw, entry)
+        yield link
+    if link.seq != 1:
+        raise ChainBroken(f"{entry_key(link.seq)}: has no predecessor")
+
+
+def _learn_page(store: Store, head: int, trust: Trust, anchors: Anchors) -> None:
+    """Trust entries inside the head's page: looked for only when the head's signer is new, since most vaults have none after entry 1."""
+    for seq in range(max(2, head - head % LEDGER_PAGE), head + 1):
+        raw = read_raw(store, seq)
+        if b'"type":"trust"' in raw:
+            _learn_signed(trust, raw, anchors)
+
+
+def read_list(store: Store, row: ObjectRow) -> bytes:
+    """The JSON of a list object that an entry signs. Raises ObjectMissing or ObjectDamaged."""
+    raw = store.get(row.key, row.size)
+    if len(raw) != row.size or digest(raw) != row.sha256:
+        raise ObjectDamaged(f"{row.key}: is not the object that the ledger names")
+    return decompress(raw, LIST_LIMIT, row.key)
+
+
+def stops_of(store: Store, entry: LedgerEntry) -> Iterable[tuple[str, str]]:
+    """The blocks that an entry stops, as (pack, ranges), from the line or from its list."""
+    if entry.lists is None or entry.lists.stops is None:
+        return entry.stops
+    stops = codec.decode(read_list(store, entry.lists.stops), StopList, entry.lists.stops.key)
+    if (stops.vault, stops.seq) != (entry.vault, entry.seq):
+        raise ChainBroken(f"{entry.lists.stops.key}: belongs to another entry")
+    return stops.blocks
+
+
+def live_list_of(store: Store, entry: LedgerEntry) -> LiveList | None:
+    """The live set that an entry carries, if it carries one."""
+    if entry.lists is None or entry.lists.live is None:
+        return None
+    live = codec.decode(read_list(store, entry.lists.live), LiveList, entry.lists.live.key)
+    if (live.vault, live.seq) != (entry.vault, entry.seq):
+        raise ChainBroken(f"{entry.lists.live.key}: belongs to another entry")
+    return live
+
+
+def read_acts(store: Store, anchors: Anchors, trust: Trust, chain: str | None = None) -> Iterator[Act]:
+    """The acts of a store in order, each checked like an entry; `chain` is the id seen before, if any. Raises ChainBroken."""
+    prev: Digest | None = None
+    for seq, key in enumerate(sorted(key for key, _ in store.list("acts/") if is_object_key(key)), 1):
+        if key != act_key(seq):
+            raise ChainBroken(f"{act_key(seq)}: is missing")
+        raw = store.get(act_key(seq), RECORD_LIMIT)
+        try:
+            line, signature = split_signed(raw)
+            act = codec.decode(line, Act, key)
+        except RecordInvalid as error:
+            raise ChainBroken(str(error)) from None
+        chain = chain or act.chain
+        if (act.vault, act.chain, act.seq, act.prev) != (anchors.vault, chain, seq, prev):
+            raise ChainBroken(f"{key}: does not belong here")
+        if not trust.may_act(act) or not verify(act.signer, line, signature):
+            raise ChainBroken(f"{key}: is not signed by someone trusted")
+        prev = digest(raw)
+        yield act
