@@ -11,6 +11,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any, NoReturn, get_args, get_type_hints
 from urllib.parse import quote
 
@@ -61,7 +62,7 @@ def state_dir(config_path: str, option: str | None) -> str:
 
 def file_url(path: str) -> str:
     """The store address of a local directory."""
-    return "file://" + quote(os.path.abspath(path))
+    return "file://" + quote(os.fsencode(os.path.abspath(path)))
 
 
 def _xdg(variable: str, below_home: str) -> str:
@@ -166,14 +167,13 @@ def _in_words(error: str) -> str:
 
 def literal_root(pattern: str) -> str:
     """The part of a pattern before its first placeholder: the directory under which all its mailboxes lie."""
-    parts = pattern.split("/")
-    fixed = next((n for n, part in enumerate(parts) if any(mark in part for mark in "{%*")), len(parts))
-    return "/".join(parts[:fixed]) or "/"
+    fixed = takewhile(lambda part: not re.search(r"[{*]", part), filter(None, pattern.split("/")))
+    return "/" + "/".join(fixed)
 
 
 def mail_name(pattern: str) -> str:
     """Default name of a mail location: the last literal directory before the first placeholder."""
-    return os.path.basename(literal_root(pattern).rstrip("/")) or "mail"
+    return os.path.basename(literal_root(pattern)) or "mail"
 
 
 def check(config: Config, where: str) -> None:
@@ -191,11 +191,8 @@ def _problems(config: Config) -> Iterator[_Problem]:
     yield from _recipient_problems(config)
     for key, digits in (("vault", 32), ("admin", 64), ("writer", 64)):
         if not re.fullmatch(f"[0-9a-f]{{{digits}}}", getattr(config.trust, key)):
-            yield (
-                f"trust.{key}",
-                f"expected {digits} hexadecimal digits",
-                "Written by 'mailbackup init'; the recovery kit has it too.",
-            )
+            hint = "'mailbackup init' writes this section; the recovery kit has it too."
+            yield f"trust.{key}", f"expected {digits} hexadecimal digits", hint
     yield from _source_problems(config)
     yield from _store_problems(config)
     yield from _number_problems(config.backup)

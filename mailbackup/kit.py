@@ -2,15 +2,16 @@
 
 Every line is a `#` comment except the AGE-SECRET-KEY line, so that `age -d -i kit.txt keys/…` works. The lines after `# mailbackup-kit: 1`
 are `# name: value`; a value that is not plain printable text is written as a JSON string, so that one line stays one line. Unknown names
-are for later versions. With a passphrase the whole text is one armoured age file.
+are for later versions; rescue-1.py reads `vault`, `admin-public` and `head`, wherever they stand, so that no other line may look like them.
+With a passphrase the whole text is one armoured age file.
 """
 
 from __future__ import annotations
 
 import html
 import json
-import os
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -33,9 +34,9 @@ _ANOTHER_COPY = "Use another copy of the kit, or an age identity file that holds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kit:
-    """A recovery kit. `stores` are (name, url), `files` hashes by object key (rescue-1.py, FORMAT-1.md, vault.json).
+    """A recovery kit. `stores` are (name, url); `files` hashes by object key (rescue-1.py, …); `head` the newest entry (seq, hash) then.
 
-    `head` is the newest entry (seq, hash) when it was written. No repr shows `identity`, `admin_seed` or the urls, which may hold passwords.
+    Its repr shows neither the secrets nor the urls, as these may hold passwords.
     """
 
     vault: VaultId
@@ -66,7 +67,139 @@ class KitOrIdentities:
     @property
     def anchors(self) -> Anchors | None:
         """The anchors of the kit."""
-        return self.kit and self.kit.anchors
+        return self.kit.anchors if self.kit else None
+
+
+# ---------------------------------------------------------------- writing
+
+_Step = tuple[str, tuple[str, ...]]  # what to do, and the commands for it
+
+
+def render(kit: Kit, passphrase: str | None) -> str:
+    """The kit as a text file: for people first, then for programs. Locked with `passphrase` unless that is None (KeyMalformed if empty)."""
+    text = "".join(f"{line}\n" for line in (*_for_people(kit), "#", *_for_programs(kit)))
+    return text if passphrase is None else age.seal_passphrase(text, passphrase)
+
+
+def page(kit: Kit) -> str:
+    """The same as one HTML page to print: it holds the secrets in clear, needs nothing from elsewhere and runs nothing."""
+    parts = [f"<h1>{html.escape(_title(kit))}</h1>", f"<p>{html.escape(_ABOUT)}</p>"]
+    for heading, steps in _guide(kit):
+        parts += [f"<h2>{html.escape(heading)}</h2>", "<ol>"]
+        for what, commands in steps:
+            shown = "".join(f"<pre>{html.escape(command)}</pre>" for command in commands)
+            parts.append(f"<li>{html.escape(what)}{shown}</li>")
+        parts.append("</ol>")
+    lines = html.escape("\n".join(_for_programs(kit)))
+    parts.append(f"<h2>The kit</h2><p>Typed into a file, exactly these lines are the kit again.</p>\n<pre>{lines}</pre>")
+    return _PAGE.format(title=html.escape(_title(kit)), body="\n".join(parts))
+
+
+def _title(kit: Kit) -> str:
+    return f"Recovery kit of {_to_line(kit.host)}, written {_to_line(kit.created)}"
+
+
+def _for_people(kit: Kit) -> Iterator[str]:
+    yield f"# {_title(kit)}"
+    yield "#"
+    yield from _wrapped(_ABOUT, "# ")
+    for heading, steps in _guide(kit):
+        yield from ("#", f"# == {heading}")
+        for number, (what, commands) in enumerate(steps, 1):
+            yield from _wrapped(f"{number}. {what}", "#  ")
+            yield from (f"#       {command}" for command in commands)
+
+
+def _for_programs(kit: Kit) -> Iterator[str]:
+    yield _MARK
+    yield from (f"# vault: {kit.vault}", f"# created: {_to_line(kit.created)}", f"# host: {_to_line(kit.host)}")
+    yield from (f"# recipient: {kit.recipient}", f"# admin-public: {kit.admin}", f"# admin-secret: {kit.admin_seed}")
+    yield f"# writer: {kit.writer}"
+    yield from (f"# store: {_to_line(name)} = {_to_line(url)}" for name, url in kit.stores)
+    if kit.head:
+        yield f"# head: {kit.head[0]} {kit.head[1]}"
+    yield from (f"# file: {_to_line(name)} = {value}" for name, value in kit.files.items())
+    yield kit.identity
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, 100, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+# ---------------------------------------------------------------- what the person reads at 3 a.m.
+
+_ABOUT = (
+    "Whoever has this kit can read every backup of this host and decide which machine may write new ones; without it nobody can. "
+    "Keep it secret and away from the server. There are three ways to get everything back; each works without the others. "
+    "In the commands, kit.txt is this kit. If it is locked, each program asks for its passphrase."
+)
+
+
+def _guide(kit: Kit) -> tuple[tuple[str, tuple[_Step, ...]], ...]:
+    # A line with a value in it begins with a word of ours, so that no value can look like a line of the kit.
+    places = tuple(f"store {_to_line(name)} is at {_to_line(url)}" for name, url in kit.stores)
+    run = "mailbackup --config restore.toml --identity kit.txt"
+    rescue = "python3 rescue-1.py --vault VAULT --identity kit.txt"
+    return (
+        ("First", (("Make the backups reachable, read-only if you can.", places),)),
+        (
+            "With mailbackup",
+            (
+                ("Install it (Python 3.11 or newer).", ("python3 -m venv mb", "mb/bin/pip install mailbackup", "PATH=$PWD/mb/bin:$PATH")),
+                ("Copy the following lines to restore.toml. Correct the address of a store that is elsewhere now.", (_COPY, *_config(kit))),
+                ("Look at what is there.", (f"{run} snapshots", f"{run} ls")),
+                (
+                    "Get it back into new folders, look at it, then move it into place.",
+                    (f"{run} restore mailbox --all --to /restore/mail", f"{run} restore files /etc --to /restore/files"),
+                ),
+            ),
+        ),
+        (
+            "With the script in the vault (Python, age, zstd, openssl)",
+            (
+                ("VAULT is the folder of a store. Its script must have the SHA-256 that stands below.", ("sha256sum VAULT/rescue-1.py",)),
+                ("Copy it, look, restore.", ("cp VAULT/rescue-1.py .", f"{rescue} --list", f"{rescue} --to /restore")),
+            ),
+        ),
+        (
+            "By hand (age, zstd)",
+            (
+                ("FORMAT-1.md in the vault explains all of it. Open the key of an epoch.", (f"age -d -i kit.txt {_KEY} > epoch",)),
+                ("Open a snapshot; it says where everything else lies.", ("age -d -i epoch snapshots/NUMBER-HASH.age | zstd -d",)),
+                (
+                    "Open a block of LENGTH bytes at OFFSET of a pack.",
+                    ("tail -c +$((OFFSET+1)) packs/XX/PACK | head -c LENGTH | age -d -i epoch | zstd -d",),
+                ),
+            ),
+        ),
+    )
+
+
+def _config(kit: Kit) -> Iterator[str]:
+    """A configuration that is good for reading. A source must be named, and none is read by a restore."""
+    yield from ("[host]", f"name = {_toml(kit.host)}", "[[recipient]]", 'role = "recovery"', f"key = {_toml(kit.recipient)}", "[trust]")
+    yield from (f"{name} = {_toml(value)}" for name, value in (("vault", kit.vault), ("admin", kit.admin), ("writer", kit.writer)))
+    for name, url in kit.stores:
+        yield from ("[[store]]", f"name = {_toml(name)}", f"url = {_toml(url)}")
+    yield from ("[[directory]]", 'path = "/etc"')
+
+
+_COPY = r"sed -n '/^# *\[host\]/,/^# *path = /s/^# *//p' kit.txt > restore.toml"
+
+_KEY = "keys/0000000001-0000000001.age"
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<style>
+body {{ font: 11pt/1.35 serif; max-width: 45em; margin: 2em auto; color: #000; background: #fff }}
+pre {{ font: 9.5pt/1.4 monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0.3em 0 }}
+h2 {{ margin: 1em 0 0.3em; page-break-after: avoid }}
+li, pre {{ page-break-inside: avoid }}
+</style></head><body>
+{body}
+</body></html>
+"""
 
 
 # ---------------------------------------------------------------- reading
@@ -85,8 +218,8 @@ def load_identity_file(path: str, passphrase: Passphrase | None) -> KitOrIdentit
 
 
 def parse(text: str, passphrase: Passphrase | None, source: str) -> Kit:
-    """The kit in `text`; `source` names it in errors. Raises KeyMalformed when it is no kit, contradicts itself, or the passphrase is wrong."""
-    return _parse(_unlocked(text.encode("utf-8", "surrogateescape"), passphrase, source), source)
+    """The kit in `text`; `source` names it in errors. Raises KeyMalformed when it is no kit, or the passphrase is wrong."""
+    return _parse(_unlocked(text.encode("utf-8", "surrogatepass"), passphrase, source), source)
 
 
 def _read(path: str) -> bytes:
@@ -107,7 +240,7 @@ def _unlocked(data: bytes, passphrase: Passphrase | None, source: str) -> str:
             raise KeyMalformed(f"{source} is locked with a passphrase and none was given", hint="Set $MAILBACKUP_PASSPHRASE_FILE.")
         return age.open_passphrase(data, passphrase(), source)
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise KeyMalformed(f"{source} is neither a recovery kit nor an age identity file") from None
 
@@ -128,10 +261,10 @@ def _parse(text: str, source: str) -> Kit:
 
 def _check_pairs(kit: Kit, source: str) -> None:
     """A kit that was typed from paper: a wrong digit in a key shows as halves that do not fit."""
-    if age.recipient_of(kit.identity) != kit.recipient:
+    if age.recipient_of(kit.identity, f"recovery kit {source}") != kit.recipient:
         raise KeyMalformed(f"recovery kit {source}: the AGE-SECRET-KEY line and the recipient do not belong together", hint=_ANOTHER_COPY)
     if SigningKey.from_hex(kit.admin_seed).public != kit.admin:
-        raise KeyMalformed(f"recovery kit {source}: admin-key and admin do not belong together", hint=_ANOTHER_COPY)
+        raise KeyMalformed(f"recovery kit {source}: admin-secret and admin-public do not belong together", hint=_ANOTHER_COPY)
 
 
 class _Fields:
@@ -155,8 +288,8 @@ class _Fields:
             host=self._one("host"),
             identity=self._secrets[0],
             recipient=self._one("recipient"),
-            admin_seed=self._hex("admin-key", _HEX64),
-            admin=PublicKey(self._hex("admin", _HEX64)),
+            admin_seed=self._hex("admin-secret", _HEX64),
+            admin=PublicKey(self._hex("admin-public", _HEX64)),
             writer=PublicKey(self._hex("writer", _HEX64)),
             stores=tuple(self._pairs("store")),
             head=self._head(),
@@ -180,11 +313,11 @@ class _Fields:
             yield _from_line(first, name), _from_line(second, name)
 
     def _head(self) -> tuple[int, Digest] | None:
-        if self._one("head") == "none":
+        if "head" not in self._values:
             return None
         found = re.fullmatch(r"([1-9][0-9]{0,9}) ([0-9a-f]{64})", self._one("head"))
         if not found:
-            raise ValueError("the line '# head: …' must be a number and 64 hexadecimal digits, or none")
+            raise ValueError("the line '# head: …' must hold a number and 64 digits")
         return int(found[1]), Digest(found[2])
 
 
@@ -198,18 +331,21 @@ def _matching(form: re.Pattern[str], value: str, name: str) -> str:
 
 
 def _to_line(value: str) -> str:
-    """`value` itself when it is plain and cannot be mistaken, else a JSON string in ASCII."""
-    plain = value.isprintable() and value == value.strip() and value and not value.startswith('"') and "=" not in value
-    return value if plain else json.dumps(value)
+    """`value` itself when it is plain and cannot be mistaken, else a JSON string in ASCII and without `=`."""
+    plain = value.isprintable() and value == value.strip() and not value.startswith('"') and " = " not in value
+    return value if value and plain else json.dumps(value).replace("=", "\\u003d")
 
 
 def _from_line(text: str, name: str) -> str:
     if not text.startswith('"'):
         return text
     try:
-        value = json.loads(text)
+        return str(json.loads(text))  # what begins with a quotation mark is a string or an error
     except ValueError:
-        value = None
-    if not isinstance(value, str):
-        raise ValueError(f"the line '# {name}: …' has a broken quotation")
-    return value
+        raise ValueError(f"the line '# {name}: …' has a broken quotation") from None
+
+
+def _toml(value: str) -> str:
+    """`value` as a TOML string on one line. What is no character (a byte of a broken name) becomes `?`."""
+    text = value.encode("utf-8", "replace").decode()
+    return '"' + "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text) + '"'

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any, TextIO
 
 from mailbackup.cli.text import printable
 from mailbackup.errors import MailbackupError
@@ -82,7 +82,7 @@ def write_json(value: dict[str, Any]) -> None:
     write(json.dumps(plain(value), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
 
 
-def write(data: bytes, stream: IO[str] | None = None) -> None:
+def write(data: bytes, stream: TextIO | None = None) -> None:
     """Write to stdout (or `stream`) at once. A reader that went away is no error: the work is done, its status stands."""
     stream = stream or sys.stdout
     try:

@@ -20,6 +20,7 @@ def register(root: typer.Typer) -> None:
 
 def backup(
     run: Run,
+    *,
     rescan: Annotated[bool, typer.Option("--rescan", help="Look at every file again, also where nothing seems to have changed.")] = False,
     accept_shrink: Annotated[bool, typer.Option("--accept-shrink", help="Accept that much of a source has vanished.")] = False,
 ) -> Answer:
@@ -41,7 +42,8 @@ def summary(result: BackupResult) -> list[str]:
     held = [f"{number(result.messages, 'message')} in {number(result.mailboxes, 'mailbox', 'mailboxes')} ({result.new_messages:,} new)"]
     if result.files:
         held.append(number(result.files, "file"))
+    stored = f"{size(result.bytes_stored)} in {number(result.requests, 'request')}"
     return [
         f"snapshot {result.seq} is {result.outcome}: {', '.join(held)}",
-        f"read {size(result.bytes_read)}, stored {size(result.bytes_stored)} in {number(result.requests, 'request')}, {duration(result.seconds)}",
+        f"read {size(result.bytes_read)}, stored {stored}, {duration(result.seconds)}",
     ]

@@ -22,8 +22,8 @@ Location = Annotated[str | None, typer.Option("--location", metavar="NAME", help
 def register(root: typer.Typer) -> None:
     """Add the commands to the program."""
     command(root, "snapshots", example="mailbackup snapshots")(snapshots)
-    command(root, "ls", example="mailbackup ls ada@example.org --identity kit.txt")(ls)
-    command(root, "show", example="mailbackup show ada@example.org 3f2a9c --identity kit.txt > message.eml")(show)
+    command(root, "ls", example="mailbackup ls user@example.org --identity kit.txt")(ls)
+    command(root, "show", example="mailbackup show user@example.org 3f2a9c --identity kit.txt > message.eml")(show)
 
 
 def snapshots(run: Run) -> Answer:
@@ -38,17 +38,18 @@ def _snapshot_table(rows: list[SnapshotRow]) -> list[str]:
     if not rows:
         return ["no snapshots yet"]
     head = ("seq", "time", "messages", "size", "outcome", "stores")
-    cells = [(str(r.seq), r.time, _or_dash(r.messages), "-" if r.bytes is None else size(r.bytes), r.outcome, " ".join(r.stores)) for r in rows]
+    cells = [(str(row.seq), row.time, *_counts(row), row.outcome, " ".join(row.stores)) for row in rows]
     return table([head, *cells], right=frozenset({0, 2, 3}))
 
 
-def _or_dash(count: int | None) -> str:
-    return "-" if count is None else f"{count:,}"
+def _counts(row: SnapshotRow) -> tuple[str, str]:
+    return "-" if row.messages is None else f"{row.messages:,}", "-" if row.bytes is None else size(row.bytes)
 
 
 def ls(
     run: Run,
-    what: Annotated[str | None, typer.Argument(metavar="[ADDRESS[/FOLDER]]", help="A mailbox, or one folder of it.", show_default=False)] = None,
+    *,
+    what: Annotated[str | None, typer.Argument(metavar="ADDRESS[/FOLDER]", help="A mailbox or folder.", show_default=False)] = None,
     at: At = "latest",
     location: Location = None,
 ) -> Answer:
@@ -82,8 +83,9 @@ def _message_table(lines: list[MessageLine]) -> list[str]:
 
 def show(
     run: Run,
+    *,
     what: Annotated[str, typer.Argument(metavar="SEQ|ADDRESS", help="The number of a snapshot, or the address of a mailbox.")],
-    message: Annotated[str | None, typer.Argument(metavar="[ID]", help="A message, as 'ls' names it.", show_default=False)] = None,
+    message: Annotated[str | None, typer.Argument(metavar="ID", help="A message, as 'ls' names it.", show_default=False)] = None,
     at: At = "latest",
     location: Location = None,
 ) -> Answer:
@@ -109,5 +111,5 @@ def _snapshot_facts(snapshot: Snapshot) -> Iterator[str]:
         ]
     )
     for source in snapshot.sources:
-        held = f"{number(source.messages, 'message')} in {number(source.mailboxes, 'mailbox', 'mailboxes')}, " if source.kind == "mail" else ""
-        yield f"{source.kind} {source.name}: {held}{size(source.bytes)}"
+        held = [number(source.messages, "message"), number(source.mailboxes, "mailbox", "mailboxes")] if source.kind == "mail" else []
+        yield f"{source.kind} {source.name}: {', '.join([*held, size(source.bytes)])}"

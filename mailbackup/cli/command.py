@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mailbackup import app
     from mailbackup.config import Config
 
-GLOBAL_HELP = "Global options may stand before or after the command: --config --state --store --identity --json -v -q (see mailbackup --help)."
+GLOBAL_HELP = "Global options (see mailbackup --help) may stand here too: --config --state --store --identity --json -v -q."
 
 
 @dataclass
@@ -79,8 +79,8 @@ class Run:
 Function = Callable[..., Answer]
 
 
-def command(group: typer.Typer, name: str, *, example: str) -> Callable[[Function], Function]:
-    """Declare a command of `group`. Its first parameter is the Run, the others are its own arguments and options."""
+def command(parent: typer.Typer, name: str, *, example: str) -> Callable[[Function], Function]:
+    """Declare a command of `parent`. Its first parameter is the Run, the others are its own arguments and options."""
 
     def declare(function: Function) -> Function:
         _, *own = inspect.signature(function, eval_str=True).parameters.values()
@@ -98,10 +98,22 @@ def command(group: typer.Typer, name: str, *, example: str) -> Callable[[Functio
                 run.close()
 
         call.__doc__ = function.__doc__
-        group.command(name, epilog=f"Example: {example}\n\n{GLOBAL_HELP}")(dress(call, own, shared))
+        parent.command(name, epilog=f"Example: {example}\n\n{GLOBAL_HELP}")(dress(call, own, shared))
         return function
 
     return declare
+
+
+def group(root: typer.Typer, name: str, about: str) -> typer.Typer:
+    """Declare a group of commands, which takes the global options as well (`mailbackup key --json kit …`)."""
+
+    def take(context: typer.Context, **values: Any) -> None:
+        context.find_root().obj.update(values)
+
+    made = typer.Typer(help=about)
+    made.callback()(dress(take, [], global_options(hidden=True)))
+    root.add_typer(made, name=name)
+    return made
 
 
 def dress(call: Any, own: list[inspect.Parameter], shared: dict[str, tuple[Any, Any]]) -> Any:

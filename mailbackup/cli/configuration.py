@@ -7,17 +7,16 @@ import os
 import typer
 
 from mailbackup.cli.answer import Answer
-from mailbackup.cli.command import Run, command
+from mailbackup.cli.command import Run, command, group
 from mailbackup.cli.text import number
 from mailbackup.model.codec import plain
 
 
 def register(root: typer.Typer) -> None:
     """Add the commands to the program."""
-    group = typer.Typer(help="The configuration.")
-    command(group, "check", example="mailbackup config check")(check)
-    command(group, "show", example="mailbackup config show --json")(show)
-    root.add_typer(group, name="config")
+    parent = group(root, "config", "The configuration.")
+    command(parent, "check", example="mailbackup config check")(check)
+    command(parent, "show", example="mailbackup config show --json")(show)
 
 
 def check(run: Run) -> Answer:

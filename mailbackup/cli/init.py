@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from mailbackup.app import InitOptions
     from mailbackup.model.results import InitResult
 
-List = list[str] | None
+Texts = list[str] | None
+
+
+def _option(name: str, metavar: str, about: str) -> Any:
+    return typer.Option(name, metavar=metavar, help=about, show_default=False)
 
 
 def register(root: typer.Typer) -> None:
@@ -29,12 +33,13 @@ def register(root: typer.Typer) -> None:
 
 def init(
     run: Run,
+    *,
     kit_out: Annotated[str, typer.Option("--kit-out", metavar="FILE", help="Where to write the recovery kit.", show_default=False)],
-    mail: Annotated[List, typer.Option("--mail", metavar="PATTERN", help="Path of a mailbox, with {domain} and {user}.", show_default=False)] = None,
-    directory: Annotated[List, typer.Option("--directory", metavar="DIR", help="A directory to save as well.", show_default=False)] = None,
-    store: Annotated[List, typer.Option("--store", metavar="URL", help="Where backups go: a directory.", show_default=False)] = None,
-    domain: Annotated[str | None, typer.Option("--domain", help="Domain of mailboxes whose path has none.", show_default=False)] = None,
-    host: Annotated[str | None, typer.Option("--host", metavar="NAME", help="Name of this host in snapshots.", show_default=False)] = None,
+    mail: Annotated[Texts, _option("--mail", "PATTERN", "Path of a mailbox, with {domain} and {user}; may be repeated.")] = None,
+    directory: Annotated[Texts, _option("--directory", "DIR", "A directory to save as well; may be repeated.")] = None,
+    store: Annotated[Texts, _option("--store", "URL", "Where backups go: a directory or file:// address; may be repeated.")] = None,
+    domain: Annotated[str | None, _option("--domain", "DOMAIN", "Domain of mailboxes whose path has none.")] = None,
+    host: Annotated[str | None, _option("--host", "NAME", "Name of this host in snapshots.")] = None,
     no_passphrase: NoPassphrase = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> Answer:
@@ -46,7 +51,7 @@ def init(
 
     if not mail and not directory:
         raise UsageError("nothing to save: name mailboxes with --mail or directories with --directory")
-    options = _options(run, kit_out, mail or [], directory or [], store or [], domain, host)
+    options = _options(run, mail=mail or [], directories=directory or [], stores=store or [], kit_out=kit_out, domain=domain, host=host)
     if not yes:
         _confirm(options, run)
     result = app.init(replace(options, passphrase=new_passphrase(none=no_passphrase)))
@@ -54,7 +59,7 @@ def init(
 
 
 def _options(
-    run: Run, kit_out: str, mail: list[str], directories: list[str], stores: list[str], domain: str | None, host: str | None
+    run: Run, *, mail: list[str], directories: list[str], stores: list[str], kit_out: str, domain: str | None, host: str | None
 ) -> InitOptions:
     """What was asked for, with whole paths and defaults."""
     from mailbackup import config

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mailbackup.cli.answer import Answer
-from mailbackup.cli.command import Run, command
+from mailbackup.cli.command import Run, command, group
 
 Out = Annotated[str, typer.Option("--out", metavar="FILE", help="Where to write the kit.", show_default=False)]
 NoPassphrase = Annotated[bool, typer.Option("--no-passphrase", help="Leave the kit unprotected: who has the file can read everything.")]
@@ -16,13 +16,13 @@ NoPassphrase = Annotated[bool, typer.Option("--no-passphrase", help="Leave the k
 
 def register(root: typer.Typer) -> None:
     """Add the commands to the program."""
-    group = typer.Typer(help="Keys and the recovery kit.")
-    command(group, "kit", example="mailbackup key kit --out new-kit.txt --page new-kit.html --identity kit.txt")(kit)
-    root.add_typer(group, name="key")
+    parent = group(root, "key", "Keys and the recovery kit.")
+    command(parent, "kit", example="mailbackup key kit --out new-kit.txt --page new-kit.html --identity kit.txt")(kit)
 
 
 def kit(
     run: Run,
+    *,
     out: Out,
     page: Annotated[str | None, typer.Option("--page", metavar="FILE.html", help="Also as a page to print.", show_default=False)] = None,
     no_passphrase: NoPassphrase = False,

@@ -33,8 +33,8 @@ def _root() -> Any:
     def take(context: typer.Context, *, version: bool, **values: Any) -> None:
         context.obj.update(values)
 
-    about = Annotated[bool, typer.Option("--version", help="Print the version.", show_default=False, is_eager=True, callback=_print_version)]
-    return dress(take, [], {**global_options(hidden=False), "version": (about, False)})
+    about = typer.Option("--version", help="Print the version.", show_default=False, is_eager=True, callback=_print_version)
+    return dress(take, [], {**global_options(hidden=False), "version": (Annotated[bool, about], False)})
 
 
 def _print_version(value: bool) -> None:
@@ -74,9 +74,9 @@ def _invoke(args: list[str], settings: Settings) -> Answer:
 
 def _fail(error: BaseException, settings: Settings) -> int:
     """Show what was raised and return its exit status."""
-    if settings.verbose and not hasattr(error, "format_message"):
-        traceback.print_exception(error, file=sys.stderr)
     known = translate(error)
+    if settings.verbose and (type(known) is MailbackupError or settings.verbose > 1):
+        traceback.print_exception(error, file=sys.stderr)
     show_error(known, settings.command or _command_of(error), as_json=settings.json)
     return known.exit_status
 

@@ -9,11 +9,11 @@ import typer
 
 from mailbackup.cli.answer import Answer, fields_of
 from mailbackup.cli.browse import At, Location
-from mailbackup.cli.command import Run, command
+from mailbackup.cli.command import Run, command, group
 from mailbackup.cli.text import duration, number, size, table
 from mailbackup.errors import DamageError, NotFound, UsageError
 from mailbackup.model.ids import safe_path
-from mailbackup.model.results import Fetched, RestoreResult
+from mailbackup.model.results import Fetched, MailboxLine, RestoreResult
 
 To = Annotated[str, typer.Option("--to", metavar="DIR", help="Where to put it.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist and differ.")]
@@ -22,16 +22,16 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be 
 
 def register(root: typer.Typer) -> None:
     """Add the commands to the program."""
-    group = typer.Typer(help="Put back mailboxes or files.")
-    command(group, "mailbox", example="mailbackup restore mailbox ada@example.org --to /tmp/ada --identity kit.txt")(mailbox)
-    command(group, "files", example="mailbackup restore files /etc/postfix --to /tmp/files --identity kit.txt")(files)
-    root.add_typer(group, name="restore")
+    parent = group(root, "restore", "Put back mailboxes or files.")
+    command(parent, "mailbox", example="mailbackup restore mailbox user@example.org --to /tmp/user --identity kit.txt")(mailbox)
+    command(parent, "files", example="mailbackup restore files /etc/postfix --to /tmp/files --identity kit.txt")(files)
 
 
 def mailbox(
     run: Run,
+    *,
     to: To,
-    addresses: Annotated[list[str] | None, typer.Argument(metavar="[ADDRESS]...", help="Mailboxes.", show_default=False)] = None,
+    addresses: Annotated[list[str] | None, typer.Argument(metavar="ADDRESS", help="Mailboxes.", show_default=False)] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every mailbox, each in a folder named by its address.")] = False,
     folder: Annotated[str | None, typer.Option("--folder", metavar="NAME", help="Only this folder.", show_default=False)] = None,
     at: At = "latest",
@@ -46,23 +46,28 @@ def mailbox(
     if bool(names) == everything:
         raise UsageError("name the mailboxes to restore, or say --all", hint="'mailbackup ls' lists the mailboxes.")
     context, target = run.context(), os.path.abspath(to)
-    if len(names) > 1:
-        known = {line.address for line in app.mailboxes(context, at=at)}
-        if missing := [name for name in names if name not in known]:
-            raise NotFound(f"no mailbox {', '.join(missing)} in the snapshot", hint="'mailbackup ls' lists the mailboxes.")
-    places = {name: os.path.join(target, os.fsdecode(safe_path(name, single=True))) for name in names} if len(names) > 1 else {}
-    results = [
-        app.restore_mailbox(
-            context, name, to=places.get(name or "", target), folder=folder, at=at, location=location, overwrite=overwrite, dry_run=dry_run
-        )
-        for name in names or [None]
-    ]
-    return _answer(_sum(results), target)
+
+    def one(name: str | None, place: str) -> RestoreResult:
+        return app.restore_mailbox(context, name, to=place, folder=folder, at=at, location=location, overwrite=overwrite, dry_run=dry_run)
+
+    if everything or len(names) == 1:
+        return _answer(one(None if everything else names[0], target), target)
+    _must_exist(names, app.mailboxes(context, at=at))
+    places = [os.path.join(target, os.fsdecode(safe_path(name, single=True))) for name in names]
+    return _answer(_sum([one(name, place) for name, place in zip(names, places, strict=True)]), target)
+
+
+def _must_exist(names: list[str], mailboxes: list[MailboxLine]) -> None:
+    """Before anything is restored: a misspelt third address should not leave two mailboxes restored."""
+    missing = sorted({name.lower() for name in names} - {line.address.lower() for line in mailboxes})
+    if missing:
+        raise NotFound(f"no mailbox {', '.join(missing)} in the snapshot", hint="'mailbackup ls' lists the mailboxes.")
 
 
 def files(
     run: Run,
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files or directories, as they were called on the server.")],
+    *,
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Files or directories, as they were called on the server.")],
     to: To,
     at: At = "latest",
     overwrite: Overwrite = False,
@@ -78,8 +83,6 @@ def files(
 def _sum(results: list[RestoreResult]) -> RestoreResult:
     """Several restores as one."""
     first = results[0]
-    if len(results) == 1:
-        return first
     outcomes = {result.outcome for result in results}
     return RestoreResult(
         outcome="incomplete" if "incomplete" in outcomes else first.outcome,

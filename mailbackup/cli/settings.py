@@ -36,11 +36,11 @@ def global_options(*, hidden: bool) -> dict[str, tuple[Any, Any]]:
     return {
         "config": (Annotated[text, _option("--config", metavar="FILE", help="Configuration file.", hidden=hidden)], None),
         "state": (Annotated[text, _option("--state", metavar="DIR", help="Directory of the local state.", hidden=hidden)], None),
-        "store": (Annotated[text, _option("--store", metavar="NAME", help="Store to read from (default: the first).", hidden=hidden)], None),
+        "store": (Annotated[text, _option("--store", metavar="NAME", help="Store to read from, by name.", hidden=hidden)], None),
         "identity": (Annotated[text, _option("--identity", metavar="FILE", help="Recovery kit, to read backups.", hidden=hidden)], None),
         "json": (Annotated[bool, _option("--json", help="Answer with one JSON object on stdout.", hidden=hidden)], False),
         "verbose": (Annotated[int, _option("-v", "--verbose", count=True, help="Say more.", hidden=hidden)], 0),
-        "quiet": (Annotated[bool, _option("-q", "--quiet", help="Say only what went wrong, and what was asked for.", hidden=hidden)], False),
+        "quiet": (Annotated[bool, _option("-q", "--quiet", help="Say only what went wrong or was asked for.", hidden=hidden)], False),
     }
 
 

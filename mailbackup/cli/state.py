@@ -5,15 +5,14 @@ from __future__ import annotations
 import typer
 
 from mailbackup.cli.answer import Answer, fields_of
-from mailbackup.cli.command import Run, command
+from mailbackup.cli.command import Run, command, group
 from mailbackup.cli.text import duration, number
 
 
 def register(root: typer.Typer) -> None:
     """Add the commands to the program."""
-    group = typer.Typer(help="The local state: what this host remembers of its vault.")
-    command(group, "rebuild", example="mailbackup state rebuild --identity kit.txt")(rebuild)
-    root.add_typer(group, name="state")
+    parent = group(root, "state", "The local state: what this host remembers of its vault.")
+    command(parent, "rebuild", example="mailbackup state rebuild --identity kit.txt")(rebuild)
 
 
 def rebuild(run: Run) -> Answer:

@@ -48,4 +48,8 @@ def table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) ->
         return []
     cells = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[n]) for row in cells) for n in range(len(cells[0]))]
-    return ["  ".join(c.rjust(w) if n in right else c.ljust(w) for n, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in cells]
+    return ["  ".join(_fit(cell, widths[n], n in right) for n, cell in enumerate(row)).rstrip() for row in cells]
+
+
+def _fit(cell: str, width: int, right: bool) -> str:
+    return cell.rjust(width) if right else cell.ljust(width)

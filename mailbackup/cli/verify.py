@@ -21,8 +21,9 @@ def register(root: typer.Typer) -> None:
 
 def verify(
     run: Run,
+    *,
     decrypt: Annotated[bool, typer.Option("--decrypt", help="Also open what is sealed; needs --identity.")] = False,
-    sample: Annotated[str | None, typer.Option("--sample", metavar="SHARE", help="Read only this share, such as 5%.", show_default=False)] = None,
+    sample: Annotated[str | None, typer.Option("--sample", metavar="SHARE", help="Read only a share: 5%.", show_default=False)] = None,
 ) -> Answer:
     """Check the vault: signatures, chain, and every stored byte. Without a key everything but the contents."""
     from mailbackup import app

@@ -12,13 +12,6 @@ _CUT_FROM = 1 << 20  # smaller files are one blob: nothing to gain, and their ne
 _WINDOW = 16 << 20  # bytes of a file in memory while it is cut
 
 
-def pieces(data: bytes) -> list[bytes]:
-    """A message's content in blobs of at most 4 MiB."""
-    if len(data) <= PIECE_LIMIT:
-        return [data] if data else []
-    return [data[start : start + PIECE_LIMIT] for start in range(0, len(data), PIECE_LIMIT)]
-
-
 def cut_stream(source: Iterator[bytes]) -> Iterator[bytes]:
     """Any other file's content in blobs cut by content, so that a file that grows or is dumped anew deduplicates.
 

@@ -23,7 +23,7 @@ import pyrage
 from mailbackup.errors import KeyMalformed, MailbackupError, ObjectDamaged, RecordInvalid, WrongIdentity
 
 SECRET_PREFIX = "AGE-SECRET-KEY-1"  # noqa: S105
-ARMOR_BEGIN = "-----BEGIN AGE ENCRYPTED FILE-----"
+ARMOR_BEGIN = b"-----BEGIN AGE ENCRYPTED FILE-----"
 BINARY_BEGIN = b"age-encryption.org/"
 WORK_FACTOR_LIMIT = 22  # scrypt needs 2^22 KiB = 4 GiB there; the limit of the age program
 
@@ -39,6 +39,7 @@ _NO_KEY_FITS = frozenset(
         "Failed to decrypt an encrypted key",
     }
 )
+_PLUGIN_SAYS = ("Plugin returned", "(")  # "(internal) wrong PIN": the kind of the error and the plugin's own words
 _SSH_LOCKED = re.compile(r"ENCRYPTED|must be decrypted")
 
 
@@ -158,9 +159,9 @@ def generate_identity() -> Identity:
     return Identity(secret=str(key), recipient=str(key.to_public()))
 
 
-def recipient_of(secret: str) -> str:
-    """The public half of an AGE-SECRET-KEY line. Raises KeyMalformed, without quoting it."""
-    return str(_secret_key(secret, "the identity").to_public())
+def recipient_of(secret: str, where: str = "the identity") -> str:
+    """The public half of an AGE-SECRET-KEY line. Raises KeyMalformed that begins with `where` and does not quote it."""
+    return str(_secret_key(secret, where).to_public())
 
 
 def check_recipient(text: str) -> None:
@@ -180,7 +181,7 @@ def parse_identities(text: str, source: str, talk: PluginTalk | None = None) -> 
     """
     if _SSH_BEGIN.match(text.lstrip()):
         return UserIdentities(source, (), (_ssh_key(text, source),))
-    if text.lstrip().startswith(ARMOR_BEGIN):
+    if is_sealed(text.encode("utf-8", "replace")):
         raise KeyMalformed(f"{source} is itself an encrypted age file", hint="Give its passphrase.")
     recipients: list[str] = []
     keys: list[Any] = []
@@ -259,12 +260,19 @@ def seal_passphrase(text: str, passphrase: str) -> str:
     return armored.decode()
 
 
+def is_sealed(data: bytes) -> bool:
+    """Whether `data` begins like an age file, armoured or binary."""
+    return data.startswith(BINARY_BEGIN) or data.lstrip().startswith(ARMOR_BEGIN)
+
+
 def open_passphrase(sealed: str | bytes, passphrase: str, source: str = "the file") -> str:
-    """The text in an age file that is locked with a passphrase, armoured (str) or binary (bytes). `source` names it in errors.
+    """The text in an age file that is locked with a passphrase, armoured or binary. `source` names it in errors.
 
     Raises KeyMalformed when the passphrase is wrong, the file has none, is damaged, or asks for more than 4 GiB of memory.
     """
-    data = sealed.strip().encode("utf-8", "replace") if isinstance(sealed, str) else sealed
+    data = sealed.encode("utf-8", "replace") if isinstance(sealed, str) else sealed
+    if not data.startswith(BINARY_BEGIN):
+        data = data.strip()  # people copy and paste
     factor = _work_factor(data)
     if factor is None:
         raise KeyMalformed(f"{source} is not an age file that a passphrase opens")
@@ -276,12 +284,13 @@ def open_passphrase(sealed: str | bytes, passphrase: str, source: str = "the fil
     except WrongIdentity:
         raise KeyMalformed(f"wrong passphrase for {source}", hint="Try again; mind the keyboard layout and the Caps Lock key.") from None
     except (ObjectDamaged, UnicodeDecodeError) as error:
-        raise KeyMalformed(f"{source} is damaged: {error}", hint="Use another copy of it.") from None
+        reason = "its content is not text" if isinstance(error, UnicodeDecodeError) else error
+        raise KeyMalformed(f"{source} is damaged: {reason}", hint="Use another copy of it.") from None
 
 
 def _work_factor(data: bytes) -> int | None:
     """log2 N of the scrypt stanza at the head of an age file; None when there is none."""
-    if data.startswith(ARMOR_BEGIN.encode()):
+    if data.startswith(ARMOR_BEGIN):
         with contextlib.suppress(binascii.Error):  # what is not base64 pyrage will refuse
             data = base64.b64decode(b"".join(data.splitlines()[1:4]))  # 144 bytes: the version line and the first stanza
     found = _SCRYPT.match(data)
@@ -328,7 +337,7 @@ def _opening_error(error: BaseException) -> BaseException:
     if _ours(error):
         return error
     text = _first_line(error)
-    if text in _NO_KEY_FITS or "age-plugin-" in text or text.startswith("Plugin returned"):
+    if text in _NO_KEY_FITS or "age-plugin-" in text or text.startswith(_PLUGIN_SAYS):
         return WrongIdentity(text)
     return ObjectDamaged(f"not a whole, authentic age file ({text})")
 

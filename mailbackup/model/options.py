@@ -43,9 +43,11 @@ class StoreConfig(Record, frozen=True, kw_only=True):
     @property
     def path(self) -> str:
         """Absolute path of a `file://` store. Raises ValueError for other addresses."""
-        if not self.url.startswith("file:///"):
+        scheme, _, rest = self.url.partition("://")
+        path = unquote(rest, errors="surrogateescape")
+        if scheme.lower() != "file" or not path.startswith("/") or "\0" in path:
             raise ValueError("expected file:///absolute/path")
-        return os.path.normpath(unquote(self.url[len("file://") :]))
+        return os.path.normpath(path)
 
 
 class MailConfig(Record, frozen=True, kw_only=True):

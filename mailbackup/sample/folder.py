@@ -28,9 +28,8 @@ class SampleFolder:
             os.makedirs(os.path.join(path, name), _MODE, exist_ok=True)
         if not inbox:
             write_file(os.path.join(path, "maildirfolder"), b"")
-        write_file(
-            os.path.join(path, "dovecot-keywords"), "".join(f"{n} {k}\n" for n, k in enumerate(KEYWORDS)).encode()
-        )
+        keywords = "".join(f"{number} {keyword}\n" for number, keyword in enumerate(KEYWORDS))
+        write_file(os.path.join(path, "dovecot-keywords"), keywords.encode())
         return cls(path, uidvalidity, guid)
 
     @classmethod

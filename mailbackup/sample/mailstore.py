@@ -20,9 +20,7 @@ FOLDERS = {"": 14, ".Sent": 6, ".Archive.2026": 7, ".Entw&APw-rfe": 3}
 MARKER = "README-sample"
 
 _ABOUT = b"A made-up mail store. Everything in it is invented, and 'simulate a day' changes it. It can be deleted.\n"
-_FIRST_DAY = (
-    1_767_600_000  # 2026-01-05 08:00 UTC: fixed, so that a store does not depend on the day on which it was made
-)
+_FIRST_DAY = 1_767_600_000  # 2026-01-05 08:00 UTC: fixed, so that a store does not depend on when it is made
 _DAY = 86_400
 _SHARED_SIZE = 48 * 1024  # bytes of the attachment that every mailbox has: above the 32 KiB of the locality rule
 _LARGE_SIZE = 4_500_000  # 6 MB in base64: more than one piece of 4 MiB
@@ -45,7 +43,7 @@ def make_sample(root: str, seed: int = 1) -> None:
         _fill(folders, rng, f"{user}@{domain}", shared)
         for folder in folders.values():
             folder.save()
-    _set_times(root, _FIRST_DAY + 300 * _DAY)
+    print(root, _FIRST_DAY + 300 * _DAY)
 
 
 def simulate_day(root: str, seed: int) -> None:
@@ -81,7 +79,7 @@ def _make_mailbox(path: str, rng: Random, number: int) -> dict[str, SampleFolder
 
 
 def _open_mailbox(root: str, relative: str) -> dict[str, SampleFolder]:
-    """The folders of a mailbox. Raises NotFound when one is not there, or is a link, which could lead out of the root."""
+    """The folders of a mailbox. Raises NotFound when one is missing, or is a link, which could lead out of the root."""
     for name in FOLDERS:
         for place in ("cur", "new", "tmp"):
             below = os.path.normpath(os.path.join(relative, name, place))

@@ -17,8 +17,8 @@ KEY = ObjectKey("packs/ab/" + "ab" + "0" * 30)
 OTHER = ObjectKey("packs/cd/" + "cd" + "1" * 30)
 VAULT = ObjectKey("vault.json")
 MALFORMED = [
-    *("", "x", "packs", "packs/", "../vault.json", "/etc/passwd", "packs/ab/../vault.json", ".tmp/x", "vault.json\0", "vault.json/", "a\nb"),
-    *("packs/cd/" + "ab" + "0" * 30, "packs/AB/" + "AB" + "0" * 30, "ledger/1/1.json", "vault.json\n"),
+    *("", "x", "packs", "packs/", "../vault.json", "/etc/passwd", "packs/ab/../vault.json", ".tmp/x", "vault.json\0", "vault.json/"),
+    *("a\nb", "packs/cd/" + "ab" + "0" * 30, "packs/AB/" + "AB" + "0" * 30, "ledger/1/1.json", "vault.json\n"),
 ]
 LIMIT = 1 << 20
 BIG = bytes(range(256)) * 8192  # 2 MiB: more than one piece of a stream

@@ -53,7 +53,7 @@ def forget_table(state: State) -> None:
     """Forget the cached mailbox table, so that it is written anew; its blobs are referred to once less."""
     cached = state.get(TABLE)
     if cached is not None:
-        state.change_refs({(pack, number): -1 for pack, number in table_blocks(cached)})
+        state.change_refs({block: -times for block, times in Counter(table_blocks(cached)).items()})
         state.put(TABLE, None)
 
 

@@ -43,6 +43,7 @@ def start(store: Store, state: State, anchors: Anchors, writer: PublicKey) -> li
     state.begin()
     try:
         if rewound:
+            anchors = Anchors(vault=anchors.vault, admin=anchors.admin, head=state.head)
             _forget_live_set(state)
         findings = _follow(store, state, anchors, writer)
         if rewound:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 from mailbackup.content.block import Piece
 from mailbackup.errors import RecordInvalid
@@ -14,8 +14,8 @@ from mailbackup.model.ids import Name, from_name, to_name
 from mailbackup.model.tree import BlobRef, BlockRow, Entry, Flags, Mtime, Owner, Ref, Segment
 
 _MIN, _AVERAGE_MODULUS, _MAX = 128, 384, 2048  # entries of a segment; about 512 on average
+_HEAVY = 4 << 20  # bytes of JSON, about
 
-T = TypeVar("T")
 Place = Piece | BlobRef
 
 
@@ -83,6 +83,12 @@ class Item:
         for place in self.places:
             if isinstance(place, Piece):
                 yield place
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes its JSON takes, if that is much."""
+        attributes = sum(map(len, self.xattrs.values())) if self.xattrs else 0
+        return attributes + 100 * len(self.places)
 
     def sort_key(self) -> tuple[bytes, int, Mtime]:
         """Order in a listing: never by flags."""
@@ -186,15 +192,19 @@ def encode_flags(flags: Iterable[Name | None]) -> bytes:
     return codec.encode(Flags(flags=tuple(flags)))
 
 
-def cut(items: Sequence[T], name: Callable[[T], bytes]) -> list[Sequence[T]]:
-    """Ordered items in runs of about 512, cut where the names say so: a change moves no cut but its own."""
-    runs: list[Sequence[T]] = []
-    start = 0
+def cut(items: Sequence[Item]) -> list[Sequence[Item]]:
+    """Ordered items in runs of about 512, cut where the names say so: a change moves no cut but its own.
+
+    Entries that are heavy (huge files, large attributes) end a run early, so that a segment stays far below the limit of a record.
+    """
+    runs: list[Sequence[Item]] = []
+    start, weight = 0, 0
     for index, item in enumerate(items):
         count = index + 1 - start
-        if count >= _MIN and (count >= _MAX or zlib.crc32(name(item)) % _AVERAGE_MODULUS == 0):
+        weight += item.weight
+        if (count >= _MIN and (count >= _MAX or zlib.crc32(item.name) % _AVERAGE_MODULUS == 0)) or weight > _HEAVY:
             runs.append(items[start : index + 1])
-            start = index + 1
+            start, weight = index + 1, 0
     if start < len(items):
         runs.append(items[start:])
     return runs

@@ -125,7 +125,7 @@ class VaultWriter:
         if len(data) >= SMALL_BLOB:
             return self._add_large(data, 1 if kind == "bodies" and self._level > 1 and _looks_base64(data) else self._level)
         blob = blob_id(data)
-        piece = unit.known.get(blob)
+        piece = unit.find(blob)
         if piece is None:
             piece = unit.known[blob] = self._packs.add_small(unit.lane(kind), data, blob)
         return piece

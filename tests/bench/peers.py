@@ -24,7 +24,7 @@ BORG_NEEDS = "libacl1-dev libssl-dev liblz4-dev libzstd-dev libxxhash-dev pkg-co
 PASSPHRASE = "benchmark"
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """A tool is missing and cannot be installed from here; the text says what to do."""
 
 
@@ -218,7 +218,7 @@ def prepare(command: Command) -> None:
         command.argv, env={**os.environ, **command.env}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     if done.returncode not in command.good:
-        raise Unavailable(f"{' '.join(command.argv)}: exit {done.returncode}: {(done.stderr or done.stdout).strip()[-500:]}")
+        raise UnavailableError(f"init: exit {done.returncode}: {(done.stderr or done.stdout).strip()[-500:]}")
 
 
 # --- getting them --------------------------------------------------------------------------------------------------------------
@@ -227,12 +227,12 @@ def prepare(command: Command) -> None:
 def apt(packages: str) -> None:
     line = f"apt-get install -y --no-install-recommends {packages}"
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        raise Unavailable(f"missing packages; as root run:\n  {line}")
+        raise UnavailableError(f"missing packages; as root run:\n  {line}")
     print(f"installing: {packages}", file=sys.stderr)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     done = subprocess.run(line.split(), env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise Unavailable(f"{line}\n  failed (try apt-get update first): {done.stderr.strip()[-300:]}")
+        raise UnavailableError(f"{line}\n  failed (try apt-get update first): {done.stderr.strip()[-300:]}")
 
 
 def missing_for_borg() -> bool:
@@ -256,7 +256,7 @@ def borg(bench: Path) -> str:
         pip = [str(program.parent / "pip"), "install", "--quiet", "borgbackup>=1.4,<1.5"]
         done = subprocess.run(pip, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise Unavailable(f"{' '.join(pip)}\n  failed: {done.stderr.strip()[-500:]}\n  it needs: apt-get install {BORG_NEEDS}")
+            raise UnavailableError(f"{' '.join(pip)}\n  failed: {done.stderr.strip()[-500:]}\n  it needs: apt-get install {BORG_NEEDS}")
     return str(program)
 
 
@@ -272,7 +272,7 @@ def ours() -> list[str]:
 
 
 def tool(name: str, bench: Path) -> Tool:
-    """The adapter of a name of `--tools`; raises Unavailable."""
+    """The adapter of a name of `--tools`; raises UnavailableError."""
     home = bench / "work" / name
     if name == "borg":
         return Borg(borg(bench), home)
@@ -280,7 +280,7 @@ def tool(name: str, bench: Path) -> Tool:
         return Restic(from_apt("restic", "restic"), home)
     if name == "mailbackup":
         return Mailbackup(ours(), home)
-    raise Unavailable(f"no such tool: {name} (borg, restic, mailbackup, floor)")
+    raise UnavailableError(f"no such tool: {name} (borg, restic, mailbackup, floor)")
 
 
 def floor(bench: Path, store: Path, to: Path) -> Command | None:
@@ -317,7 +317,7 @@ def main() -> None:
     for name in ("borg", "restic", "mailbackup"):
         try:
             print(f"{name}: {tool(name, bench_dir()).version()}")
-        except Unavailable as error:
+        except UnavailableError as error:
             print(f"{name}: {error}")
 
 

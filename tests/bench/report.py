@@ -20,6 +20,7 @@ VERBS = {
     "verify_deep": "verify with the key",
     "sha256": "plain SHA-256 of the repository",
 }
+OWN_VERBS = [verb for verb in VERBS if verb not in {"version", "sha256"}]
 Results = dict[str, dict[str, Any]]  # tool -> verb -> list of records; and "size", "info"
 
 
@@ -41,9 +42,9 @@ def ratio(results: Results, tool: str, verb: str) -> float | None:
 def machine(bench: Path) -> list[str]:
     model = next((line.split(":", 1)[1].strip() for line in read("/proc/cpuinfo") if line.startswith("model name")), "?")
     memory = next((int(line.split()[1]) >> 20 for line in read("/proc/meminfo") if line.startswith("MemTotal")), 0)
-    kind = subprocess.run(["stat", "-f", "-c", "%T", str(bench)], capture_output=True, text=True, check=False).stdout.strip()
+    kind = subprocess.run(["findmnt", "-n", "-o", "FSTYPE", "-T", str(bench)], capture_output=True, text=True, check=False).stdout.strip()
     return [
-        f"- {model}, {os.cpu_count()} cores, {memory} GiB memory, {kind}, Linux {platform.release()}",
+        f"- {model}, {os.cpu_count()} cores, {memory} GiB memory, {kind}, Linux {platform.release().partition('-')[0]}",
         f"- Python {platform.python_version()}; load average at the start {os.getloadavg()[0]:.1f}",
     ]
 
@@ -130,10 +131,10 @@ def targets(results: Results, scenario: str) -> list[str]:
     size = own.get("size_first"), results.get("borg", {}).get("size_first")
     stored = size[0] / size[1] if size[0] and size[1] else None
     sha, verify = median(results, "mailbackup", "sha256"), median(results, "mailbackup", "verify")
-    memory = max((one["rss"] for verb in VERBS for one in own.get(verb, []) if isinstance(one, dict)), default=None)
-    tree = max((one["tree_rss"] for verb in VERBS for one in own.get(verb, []) if isinstance(one, dict)), default=None)
-    limit = 400 if scenario == "small600k" else 250
-    if scenario == "office":
+    memory = max((one["rss"] for verb in OWN_VERBS for one in own.get(verb, [])), default=None)
+    tree = max((one["tree_rss"] for verb in OWN_VERBS for one in own.get(verb, [])), default=None)
+    limit = 400 if scenario.startswith("small600k") else 250
+    if scenario.startswith("office"):
         rows += [("first snapshot, times faster than borg", ratio(results, "mailbackup", "first"), 3, True)]
         rows += [("vault / borg's repository", stored, 0.70, False)]
         rows += [("bytes fetched for one mailbox / its own stored bytes", own.get("fetched_ratio"), 1.1, False)]

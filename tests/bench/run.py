@@ -19,7 +19,7 @@ from typing import Any
 
 from tests.bench import corpus, measure, peers, report
 from tests.bench.measure import Command, Measured
-from tests.bench.peers import Mailbackup, Tool, Unavailable
+from tests.bench.peers import Mailbackup, Tool, UnavailableError
 
 TOOLS = ("borg", "restic", "mailbackup", "floor")
 
@@ -88,7 +88,7 @@ class Bench:
         for tool in list(self.tools):
             try:
                 tool.fresh(self.store)
-            except Unavailable as error:
+            except UnavailableError as error:
                 self.leave_out(tool, str(error))
                 continue
             measure.warm(self.store)
@@ -185,7 +185,7 @@ class Bench:
 
     def leave_out(self, tool: Tool, why: str) -> None:
         say(f"  {tool.name} is left out from here on: {why}")
-        self.notes.append(f"{tool.name} left out: {why.splitlines()[0][:200]}")
+        self.notes.append(f"{tool.name} was left out from a failed step on: {why.splitlines()[0][:100]}")
         self.tools.remove(tool)
 
     def median_mailbox(self) -> str:
@@ -211,7 +211,7 @@ def make_store(scenario: Scenario, where: Path) -> str:
     if not scenario.profile:
         source = corpus.unpacked(where / "corpus")
         if source is None:
-            raise Unavailable("no corpus: set MAILBACKUP_CORPUS to the folder that holds spamassassin-publiccorpus/ or mail.tar.zst")
+            raise UnavailableError("no corpus: set MAILBACKUP_CORPUS to the folder that holds spamassassin-publiccorpus/ or mail.tar.zst")
         return f"{corpus.as_maildir(source, store):,} messages as one mailbox, {report.mib(measure.size(store))}"
     wanted = {"messages": scenario.messages, "users": scenario.users, "seed": 1, "profile": scenario.profile, "nights": 0}
     facts = Path(f"{store}.json")
@@ -268,12 +268,12 @@ def main() -> None:
         tools = [peers.tool(name, where) for name in names if name != "floor"]
         check_disk(scenario, where, len(tools))
         store = make_store(scenario, where)
-    except Unavailable as error:
+    except UnavailableError as error:
         raise SystemExit(str(error)) from None
     bench = Bench(scenario, repeat, where, tools, with_floor="floor" in names)
     remembered(bench)
     facts: dict[str, Any] = {"machine": report.machine(where), "store": store, "notes": bench.notes}
-    facts["command"] = "python -m tests.bench.run " + " ".join(word for word in sys.argv[1:])
+    facts["command"] = "python -m tests.bench.run " + " ".join(sys.argv[1:])
     facts["date"] = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     say(f"store: {store}\n" + "\n".join(facts["machine"]))
     try:

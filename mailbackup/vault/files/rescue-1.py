@@ -38,7 +38,6 @@ import json
 import os
 import pwd
 import re
-import secrets
 import shutil
 import signal
 import stat
@@ -56,21 +55,15 @@ KEY = re.compile(
     rf"|snapshots/{N}-[0-9a-f]{{16}}\.age|lists/{N}-[0-9a-f]{{16}}\.zst|ledger/{N}/{N}\.json"
 )
 ANCHORS = {"vault": ID, "admin-public": HASH, "head": f"[0-9]{{1,10}} +{HASH}"}
+SPECIAL = {"p": "FIFO", "c": "character device", "b": "block device"}
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) and "TMPDIR" not in os.environ else None  # for secrets: no disk
 UNZSTD = ["zstd", "-d", "-q", "-c"]
 MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError, struct.error)
 FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EPIPE, errno.EIO)  # no use in trying the next file
 
 
-class Stop(Exception):
-    """The run ends here: exit status, and what to tell the person."""
-
-
-class Damage(Exception):
+class Damage(Exception):  # noqa: N818
     """Something is missing, damaged or not as the format says; everything else can still be restored."""
-
-
-class NoKey(Damage):
-    """The key object is whole, but this identity does not open it."""
 
 
 # ---------------------------------------------------------------- small helpers
@@ -86,17 +79,18 @@ def warn(text):
     print(f"rescue: {text}", file=sys.stderr, flush=True)
 
 
+def stop(status, text):
+    warn(text)
+    sys.exit(status)
+
+
 def sha256(data):
     return hashlib.sha256(data).hexdigest()
 
 
 def parse(data, needs_format=True):
-    """The JSON object of a record; ValueError if it is anything else, or of another format."""
-
-    def refuse(text):
-        raise ValueError(f"the number {text[:20]}")
-
-    value = json.loads(data.decode("utf-8"), parse_float=refuse, parse_constant=refuse)
+    """The JSON object of a record; ValueError if it is anything else, has floats, or is of another format."""
+    value = json.loads(data.decode("utf-8"), parse_float=whole, parse_constant=whole)
     if not isinstance(value, dict) or value.get("format", None if needs_format else 1) != 1:
         raise ValueError("not an object of format 1")
     return value
@@ -128,7 +122,6 @@ def attempt(v, what):
     except (Damage, OSError, *MALFORMED) as problem:
         if isinstance(problem, OSError) and problem.errno in FATAL:
             raise
-        v["no_key"] |= isinstance(problem, NoKey)
         why = getattr(problem, "strerror", None) or show(problem)
         v["lost"].append(f"{show(what)}: {why if isinstance(problem, (Damage, OSError)) else f'malformed record ({why})'}")
 
@@ -151,17 +144,17 @@ def pipeline(v, commands, data, most):
                 out = result.read(most + 1)
             if len(out) > most:
                 return b"", False, f"it holds more than the {most} bytes that the format allows"
-            fine = not any([process.wait() for process in running])
+            statuses = [process.wait() for process in running]
         finally:
             for process in running:
                 process.kill()
                 process.wait()
         complaint.seek(0)
-        return out, fine, show(complaint.read(1000).split(b"\n")[0])
+        return out, not any(statuses), show(complaint.read(1000).split(b"\n")[0])
 
 
-def load(v, key, most, start=0):
-    """At most `most` bytes of an object, from `start` on. Damage if it is not a plain file that can be read."""
+def load(v, key, most, start=0, digest=None):
+    """At most `most` bytes of an object, from `start` on. Damage if they cannot be read or do not have the signed hash."""
     if not isinstance(key, str) or not KEY.fullmatch(key):
         raise Damage(f"{show(key)[:80]} is not the key of an object")
     try:
@@ -170,15 +163,10 @@ def load(v, key, most, start=0):
             if not stat.S_ISREG(status.st_mode):
                 raise Damage(f"{key} is not a plain file")
             file.seek(start)
-            return file.read(min(most, status.st_size))
+            data = file.read(min(most, status.st_size))
     except OSError as problem:
         raise Damage(f"{key} cannot be read: {problem.strerror}") from None
-
-
-def load_checked(v, key, digest, most):
-    """The whole object, whose hash must be the signed one."""
-    data = load(v, key, most + 1)
-    if len(data) > most or sha256(data) != digest:
+    if digest is not None and sha256(data) != digest:
         raise Damage(f"{key} is damaged: its hash is not the signed one")
     return data
 
@@ -195,35 +183,34 @@ def write_secret(v, name, data):
 
 
 def read_kit(v, path):
-    """(identity file for age, text of the kit). age opens a kit that has a passphrase, and asks for it."""
+    """Text of the kit; v["kit"] becomes the identity file for age. age opens a kit with a passphrase, and asks for it."""
     try:
         with open(path, "rb") as file:
             data = file.read(KEY_MAX)
     except OSError as problem:
-        raise Stop(2, f"cannot read the identity {path}: {problem.strerror}") from None
+        stop(2, f"cannot read the identity {path}: {problem.strerror}")
+    v["kit"] = os.path.abspath(path)
     if data.lstrip().startswith((b"-----BEGIN AGE ENCRYPTED FILE-----", b"age-encryption.org/")):
-        opened = subprocess.run(["age", "-d", write_secret(v, "sealed-kit", data)], stdout=subprocess.PIPE, check=False)
+        opened = subprocess.run(["age", "-d", v["kit"]], stdout=subprocess.PIPE, check=False)
         if opened.returncode:
-            raise Stop(7, "the kit could not be opened (wrong passphrase?)")
+            stop(7, "the kit could not be opened (wrong passphrase?)")
         data = opened.stdout
-    elif os.path.isfile(path):
-        return os.path.abspath(path), data.decode("utf-8", "replace")
-    lines = [line for line in data.splitlines() if not line.startswith(b"#")]  # not the admin's secret: it is not needed
-    return write_secret(v, "kit", b"\n".join(lines) + b"\n"), data.decode("utf-8", "replace")
+        lines = [line for line in data.splitlines() if not line.startswith(b"#")]  # the admin's secret is not needed
+        v["kit"] = write_secret(v, "kit", b"\n".join(lines) + b"\n")
+    return data.decode("utf-8", "replace")
 
 
-def find_anchors(v, args, kit_text):
+def find_anchors(v, args, text):
     """Vault id, admin key and pinned entries, from the command line and the kit; not from the vault unless told so."""
-    found = {"vault": {args.vault_id}, "admin-public": {args.admin}, "head": {args.head and args.head.replace(":", " ")}}
-    for match in re.finditer(r"^#[ \t]*(vault|admin-public|head):[ \t]*(.*?)\s*$", kit_text, re.M):
-        found[match[1]].add(match[2])
+    for kind, option in (("vault", args.vault_id), ("admin-public", args.admin), ("head", args.head)):
+        text += f"\n# {kind}: {option.replace(':', ' ')}" if option else ""
+    found = {kind: set(re.findall(rf"^#[ \t]*{kind}:[ \t]*(.*?)\s*$", text, re.M)) for kind in ANCHORS}
     for kind, values in found.items():
-        values.discard(None)
         if not all(re.fullmatch(ANCHORS[kind], value) for value in values) or (kind != "head" and len(values) > 1):
-            raise Stop(2, f"kit and options do not give one proper '{kind}', but: {show(', '.join(sorted(values)))}")
+            stop(2, f"kit and options do not give one proper '{kind}', but: {show(', '.join(sorted(values)))}")
     if not found["admin-public"] and not args.trust_store:
-        raise Stop(2, "the identity has no line '# admin-public:'. Give --admin HEX (your printed kit shows it),\n"
-                      "or --trust-store to believe what the vault says of itself")  # fmt: skip
+        stop(2, "the identity has no line '# admin-public:'. Give --admin HEX (your printed kit shows it),\n"
+                "or --trust-store to believe what the vault says of itself")  # fmt: skip
     about = {}
     with contextlib.suppress(Damage, *MALFORMED):
         about = parse(load(v, "vault.json", RECORD_MAX))
@@ -232,7 +219,7 @@ def find_anchors(v, args, kit_text):
             warn(f"WARNING: no '{kind}' was given; believing vault.json, which anyone who can write there can forge: {show(told)}")
             found[kind] = {told} if re.fullmatch(ANCHORS[kind], told) else set()
         if not found[kind] or (about and told not in found[kind]):
-            raise Stop(4, f"refused: this is not the vault that was asked for: '{kind}' in vault.json is {show(told)}")
+            stop(4, f"refused: this is not the vault that was asked for: '{kind}' in vault.json is {show(told)}")
     v["id"], v["admin"] = found["vault"].pop(), found["admin-public"].pop()
     v["pins"] = sorted((int(pin.split()[0]), pin.split()[1]) for pin in found["head"])
 
@@ -257,7 +244,7 @@ def verify(v, item):
         for name, data in (("line", item["line"]), ("sig", item["signature"]), ("key.pem", pem)):
             with open(os.path.join(here, name), "wb") as file:
                 file.write(data)
-        command = "openssl pkeyutl -verify -pubin -inkey key.pem -rawin -in line -sigfile sig".split()
+        command = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", "key.pem", "-rawin", "-in", "line", "-sigfile", "sig"]
         return subprocess.run(command, cwd=here, capture_output=True, check=False).returncode == 0
 
 
@@ -301,7 +288,7 @@ def begin_at_page(v, entry, first):
         learn(v, older)
         last = older["entry"]["seq"]
     live = entry["lists"]["live"]
-    text, fine, _ = pipeline(v, [UNZSTD], load_checked(v, live["key"], live["sha256"], LIST_MAX), LIST_MAX)
+    text, fine, _ = pipeline(v, [UNZSTD], load(v, live["key"], LIST_MAX, digest=live["sha256"]), LIST_MAX)
     listing = parse(text, needs_format=False) if fine else {}
     if [listing.get(member) for member in ("vault", "seq", "kind")] != [v["id"], first, "live"]:
         raise Damage(f"{live['key']} is malformed")
@@ -318,14 +305,26 @@ def ledger_range(v):
             else:
                 warn(f"{show(key)} is not an object of a vault; ignored")
     if not numbers:
-        raise Stop(4, "there is no ledger here: is this a vault, and all of it?")
+        stop(4, "there is no ledger here: is this a vault, and all of it?")
     last = lowest = max(numbers)
     while lowest - 1 in numbers:
         lowest -= 1
     first = 1 if lowest == 1 else -(-lowest // 256) * 256
     if first > last or (lowest > 1 and 1 in numbers):
-        raise Stop(4, f"ledger entry {lowest - 1} is missing. Nothing is restored; get it from another copy of the vault")
+        stop(4, f"ledger entry {lowest - 1} is missing. Nothing is restored; get it from another copy of the vault")
     return first, last
+
+
+def take_entry(v, seq, first, prev):
+    """Read, judge and learn one entry. Damage or a malformed record means that the chain cannot be trusted."""
+    item = split_entry(load(v, ledger_key(seq), RECORD_MAX))
+    if seq == first != 1:
+        begin_at_page(v, item["entry"], first)
+    judge(v, item["entry"], seq, prev)
+    if seq % 256 == 0 and item["entry"].get("trust") != v["trust"]:
+        raise Damage("the trust entries that it repeats are not those of the chain")
+    learn(v, item)
+    return item
 
 
 def check_ledger(v):
@@ -334,27 +333,21 @@ def check_ledger(v):
     prev, hashes, checks = (None if first == 1 else ()), {}, {}
     for seq in range(first, last + 1):
         try:
-            item = split_entry(load(v, ledger_key(seq), RECORD_MAX))
-            if seq == first != 1:
-                begin_at_page(v, item["entry"], first)
-            judge(v, item["entry"], seq, prev)
-            if seq % 256 == 0 and item["entry"].get("trust") != v["trust"]:
-                raise Damage("the trust entries that it repeats are not those of the chain")
-            learn(v, item)
+            item = take_entry(v, seq, first, prev)
         except (Damage, *MALFORMED) as problem:
-            raise Stop(4, f"ledger entry {seq} is refused: {show(problem)}. Nothing is restored; try another copy") from None
+            stop(4, f"ledger entry {seq} is refused: {show(problem)}. Nothing is restored; try another copy of the vault")
         checks[seq] = v["pool"].submit(verify, v, item)
         hashes[seq] = prev = sha256(item["data"])
     for seq, check in checks.items():
         if not check.result():
-            raise Stop(4, f"ledger entry {seq} is refused: its signature is wrong. Nothing is restored; try another copy")
+            stop(4, f"ledger entry {seq} is refused: its signature is wrong. Nothing is restored; try another copy of the vault")
     for seq, digest in v["pins"]:
         if seq > last:
-            raise Stop(4, f"refused: the ledger ends at {last}, but entry {seq} has been seen: this copy is old or was cut")
+            stop(4, f"refused: the ledger ends at {last}, but entry {seq} has been seen: this copy is old or was cut")
         with contextlib.suppress(Damage):
-            hashes.setdefault(seq, sha256(load(v, ledger_key(seq), RECORD_MAX)))
+            hashes[seq] = hashes.get(seq) or sha256(load(v, ledger_key(seq), RECORD_MAX))
         if hashes.get(seq) != digest:
-            raise Stop(4, f"refused: ledger entry {seq} is not the one that has been seen: this vault was replaced or forged")
+            stop(4, f"refused: ledger entry {seq} is not the one that has been seen: this vault was replaced or forged")
     warn(f"ledger: entries {first} to {last} are genuine; the last is of {show(item['entry']['time'])}, hash {prev}")
 
 
@@ -362,7 +355,7 @@ def check_texts(v):
     """Warn where vault.json, the format text or this script are not those that were signed."""
     for key in ("vault.json", "FORMAT-1.md", "rescue-1.py"):
         try:
-            load_checked(v, key, v["texts"].get(key), RECORD_MAX)
+            load(v, key, RECORD_MAX, digest=v["texts"].get(key, "none"))
         except Damage as problem:
             warn(f"warning (restoring goes on): {problem}")
     with open(os.path.abspath(__file__), "rb") as file:
@@ -374,43 +367,39 @@ def check_texts(v):
 
 
 def epoch_identity(v, epoch):
-    """Identity file of an epoch, opened with the kit on first use. NoKey or Damage if that is impossible."""
+    """Identity file of an epoch, opened with the kit on first use. Damage if that is impossible."""
     if epoch not in v["identities"]:
         found = Damage(f"the ledger names no key of epoch {show(epoch)}")
         for key, digest in v["keys"].get(epoch, {}).items():
             try:
-                text, _, complaint = pipeline(v, [["age", "-d", "-i", v["kit"]]], load_checked(v, key, digest, KEY_MAX), KEY_MAX)
+                sealed = load(v, key, KEY_MAX, digest=digest)
+                text, _, complaint = pipeline(v, [["age", "-d", "-i", v["kit"]]], sealed, KEY_MAX)
+                line = re.search(rb"^AGE-SECRET-KEY-1\S+", text, re.M)
+                if line:
+                    found = write_secret(v, f"epoch-{epoch}", line[0] + b"\n")
+                    break
+                v["no_key"].append(epoch)  # the object is as it was signed: it is the identity that does not fit
+                found = Damage(f"your identity does not open {key} ({complaint})")
             except Damage as problem:
-                found = found if isinstance(found, NoKey) else problem
-                continue
-            lines = [line for line in text.splitlines() if line.startswith(b"AGE-SECRET-KEY-1")]
-            if lines:
-                found = write_secret(v, f"epoch-{epoch}", lines[0] + b"\n")
-                break
-            found = NoKey(f"your identity does not open {key} ({complaint})")
+                found = problem
         v["identities"][epoch] = found
     if isinstance(v["identities"][epoch], Damage):
         raise v["identities"][epoch]
     return v["identities"][epoch]
 
 
-def unseal(v, sealed, identity, most):
-    return pipeline(v, [["age", "-d", "-i", identity], UNZSTD], sealed, most)
-
-
 def footer(v, pack):
     """[(offset, length, hash), ...] of the blocks of a pack, checked against the ledger; some hundred are remembered."""
-    rows = v["footers"].get(pack)
+    rows, known = v["footers"].get(pack), v["packs"][pack]
     if rows is None:
-        count, size = whole(v["packs"][pack]["blocks"]), whole(v["packs"][pack]["size"])
-        tail = 36 * count + 12
-        data = load(v, f"packs/{pack[:2]}/{pack}", tail + 1, start=max(0, size - tail))
-        if sha256(data) != v["packs"][pack]["footer"] or data[-12:] != struct.pack(">I", count) + b"MBPACK1\n":
-            raise Damage(f"packs/{pack[:2]}/{pack} is damaged or cut: its footer is not the signed one")
+        tail = 36 * whole(known["blocks"]) + 12
+        data = load(v, f"packs/{pack[:2]}/{pack}", tail, whole(known["size"] - tail), known["footer"])
         rows, offset = [], 0
         for length, digest in struct.iter_unpack(">I32s", data[:-12]):
             rows.append((offset, length, digest.hex()))
             offset += length
+        if data[-12:] != struct.pack(">I", len(rows)) + b"MBPACK1\n" or offset + tail != known["size"]:
+            raise Damage(f"packs/{pack[:2]}/{pack}: its footer is malformed")
         if len(v["footers"]) > 500:
             v["footers"].clear()
         v["footers"][pack] = rows
@@ -425,15 +414,15 @@ def open_block(v, block, identity):
         rows = footer(v, pack)
     except Damage as problem:  # the block itself may still be whole, and each blob is checked by its own hash
         trouble = str(problem)
+    if rows and rows[number][:2] != (offset, length):
+        return b"", f"{key}: block {number} does not lie where a listing says"
     try:
-        if rows and rows[number][:2] != (offset, length):
-            raise Damage(f"{key}: block {number} does not lie where a listing says")
         sealed = load(v, key, length, start=offset)
     except Damage as problem:
         return b"", str(problem)
     if rows and sha256(sealed) != rows[number][2]:
         trouble = f"{key}: block {number} is damaged"
-    plain, fine, complaint = unseal(v, sealed, identity, PLAIN_MAX)
+    plain, fine, complaint = pipeline(v, [["age", "-d", "-i", identity], UNZSTD], sealed, PLAIN_MAX)
     return plain, trouble if fine or trouble else f"{key}: block {number} cannot be opened: {complaint}"
 
 
@@ -479,8 +468,9 @@ def read_record(v, outer, ref, kind):
 
 def read_snapshot(v, seq):
     known = v["snapshots"][seq]
-    sealed = load_checked(v, known["key"], known["sha256"], SEALED_MAX)
-    plain, fine, complaint = unseal(v, sealed, epoch_identity(v, known["epoch"]), RECORD_MAX)
+    sealed = load(v, known["key"], SEALED_MAX, digest=known["sha256"])
+    unseal = [["age", "-d", "-i", epoch_identity(v, known["epoch"])], UNZSTD]
+    plain, fine, complaint = pipeline(v, unseal, sealed, RECORD_MAX)
     if not fine:
         raise Damage(f"{known['key']} cannot be opened: {complaint}")
     snapshot = parse(plain)
@@ -575,8 +565,8 @@ def put(v, record, tree, path, entry, coming):
     elif kind == "l":
         make_dirs(v, os.path.dirname(path))
         v["late_links"][path] = (name_of(entry["target"]), meta_of(record, entry))
-    elif kind in ("p", "c", "b"):
-        print(f"not made: {shown} ({ {'p': 'FIFO', 'c': 'character device', 'b': 'block device'}[kind]} {entry.get('device', '')})")
+    elif kind in SPECIAL:
+        print(f"not made: {shown}: {SPECIAL[kind]} {entry.get('device', '')}")
     elif kind == "m":
         print(f"{shown} is the mailbox {show(name_of(entry['target']))}: look below mail/")
     else:
@@ -610,18 +600,10 @@ def finish(v):
             if v["owners"]:
                 os.lchown(path, *owner_of(meta))
     for path in sorted(v["late_dirs"], key=lambda path: -path.count(b"/")):
-        with attempt(v, os.path.relpath(path, v["to"])), open_dir(path) as fd:
+        with attempt(v, os.path.relpath(path, v["to"])), contextlib.ExitStack() as stack:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            stack.callback(os.close, fd)
             apply_meta(v, fd, v["late_dirs"][path])
-    os.rmdir(v["drafts"])
-
-
-@contextlib.contextmanager
-def open_dir(path):
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 # ---------------------------------------------------------------- mailboxes, directories, snapshots
@@ -710,31 +692,120 @@ def stale(row):
 
 
 def list_snapshots(v):
-    """A line for each snapshot, newest last. Those that are pruned or damaged say so."""
-
-    def messages(seq):
-        try:
-            return sum(source.get("messages", 0) for source in read_snapshot(v, seq)["sources"])
-        except (Damage, *MALFORMED) as problem:
-            return problem
-
-    with contextlib.suppress(Damage):
-        for known in v["snapshots"].values():
-            epoch_identity(v, known["epoch"])
-    print("       seq  time                  outcome        messages")
-    for seq, count in ((seq, messages(seq)) for seq in sorted(v["snapshots"])):
-        known = v["snapshots"][seq]
-        if isinstance(count, Exception):
-            v["no_key"] |= isinstance(count, NoKey)
-            v["lost"].append(f"snapshot {seq}: {count}")
-        print(f"{seq:10}  {show(known['time']):20}  {show(known['outcome']):10}  {'?' if isinstance(count, Exception) else count:>11}")
+    """A line for each snapshot, newest last."""
+    print("       seq  time                  outcome      messages")
+    for seq, known in sorted(v["snapshots"].items()):
+        count = "?"
+        with attempt(v, f"snapshot {seq}"):
+            count = sum(whole(source["messages"]) for source in read_snapshot(v, seq)["sources"])
+        print(f"{seq:10}  {show(known['time']):20}  {show(known['outcome']):10}  {count:>9}")
 
 
-def list_content(v, root, rows):
+def list_content(root, rows):
     for row in rows:
-        print(f"{show(row['address'])}\t{row['messages']} messages\t{row['bytes']} bytes\tkey {show(row['key'])}{stale(row)}")
+        print(f"{show(row['address'])}  {row['messages']} messages  {row['bytes']} bytes  key {show(row['key'])}{stale(row)}")
     for row in root["directories"]:
-        print(f"{show(name_of(row['path']))}\t{row['files']} files\t{row['bytes']} bytes{stale(row)}")
+        print(f"{show(name_of(row['path']))}  {row['files']} files  {row['bytes']} bytes{stale(row)}")
 
 
 # ---------------------------------------------------------------- command line
+
+
+def options():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--vault", required=True, metavar="DIR", help="the vault, or a copy of it")
+    parser.add_argument("--identity", required=True, metavar="KIT", help="the recovery kit, or an age identity file")
+    parser.add_argument("--list", action="store_true", help="list snapshots, or with --at what is in one")
+    parser.add_argument("--at", type=int, metavar="SEQ", help="the number of a snapshot (default: the newest)")
+    parser.add_argument("--mailbox", metavar="ADDRESS_OR_KEY", help="only this mailbox, and no directories")
+    parser.add_argument("--to", metavar="DIR", help="restore to this directory, which must be empty or absent")
+    parser.add_argument("--owners", action="store_true", help="give everything back to its owner (as root)")
+    parser.add_argument("--admin", metavar="HEX", help="the admin's public key, where the identity does not name it")
+    parser.add_argument("--vault-id", metavar="HEX", help="the vault's id, where the identity does not name it")
+    parser.add_argument("--head", metavar="SEQ:HASH", help="an entry of the ledger that was seen, besides the kit's")
+    parser.add_argument("--trust-store", action="store_true", help="without an admin key: believe the vault about itself")
+    args = parser.parse_args()
+    if bool(args.list) == bool(args.to):
+        parser.error("give either --list or --to DIR")
+    if not os.path.isdir(args.vault):
+        parser.error(f"{args.vault} is not a directory")
+    missing = [program for program in ("age", "zstd", "openssl") if not shutil.which(program)]
+    if missing:
+        parser.error(f"these programs are missing: {' '.join(missing)} (apt-get install age zstd openssl)")
+    return args
+
+
+def prepare_target(v, args):
+    v["to"], v["owners"] = os.path.abspath(os.fsencode(args.to)), args.owners and os.geteuid() == 0
+    os.makedirs(v["to"], 0o700, exist_ok=True)
+    if os.listdir(v["to"]):
+        stop(2, f"{args.to} is not empty")
+    if not v["owners"]:
+        warn("owners are not restored, nor set-uid and set-gid bits of files (that takes root and --owners)")
+    v["drafts"] = os.path.join(v["to"], b".rescue-" + os.urandom(4).hex().encode())
+    os.mkdir(v["drafts"], 0o700)
+    v["made"].add(v["to"])
+
+
+def choose(v, at):
+    """Seq and content of the snapshot that was asked for."""
+    seq = max(v["snapshots"], default=0) if at is None else at
+    if seq not in v["snapshots"]:
+        stop(2, f"there is no snapshot {seq}" if seq else "there is no snapshot yet")
+    try:
+        return seq, read_snapshot(v, seq)
+    except (Damage, *MALFORMED) as problem:
+        stop(7 if v["no_key"] else 4, f"snapshot {seq}: {show(problem)}")
+
+
+def run(v, args):
+    text = read_kit(v, args.identity)
+    find_anchors(v, args, text)
+    check_ledger(v)
+    check_texts(v)
+    if args.list and args.at is None:
+        return list_snapshots(v)
+    seq, snapshot = choose(v, args.at)
+    print(f"snapshot {seq} of {show(snapshot['host'])}, {show(snapshot['time'])}, {show(snapshot['outcome'])}", flush=True)
+    rows, root = mailbox_table(v, snapshot["root"]), snapshot["root"]
+    if args.mailbox:
+        rows = [row for row in rows if os.fsencode(args.mailbox) in (row["address"], row["key"])]
+        if not rows:
+            stop(4 if v["lost"] else 2, f"there is no mailbox {args.mailbox} in snapshot {seq}; see --list --at {seq}")
+    if args.list:
+        return list_content(root, rows)
+    prepare_target(v, args)
+    return restore(v, root, rows, [] if args.mailbox else root["directories"])
+
+
+def main():
+    sys.stdout.reconfigure(errors="backslashreplace")
+    sys.stderr.reconfigure(errors="backslashreplace")
+    args = options()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that the secrets are removed
+    v = {"vault": args.vault, "tmp": tempfile.mkdtemp(dir=MEMORY)}
+    v.update({kind: {} for kind in ("packs", "keys", "snapshots", "texts", "identities", "footers", "damage", "twins")})
+    v.update({"late_links": {}, "late_dirs": {}, "cache": collections.OrderedDict(), "writers": set(), "made": set()})
+    v.update({"trust": [], "lost": [], "no_key": [], "pool": concurrent.futures.ThreadPoolExecutor(WORKERS)})
+    try:
+        run(v, args)
+        for problem in (*v["damage"], *v["lost"]):
+            warn(("damaged: " if problem in v["damage"] else "NOT RESTORED: ") + problem)
+        return (7 if v["no_key"] else 4) if v["lost"] or v["damage"] else 0
+    except MALFORMED as problem:
+        warn(f"the snapshot is malformed ({type(problem).__name__}: {show(problem)})")
+        return 4
+    except OSError as problem:
+        warn(f"cannot go on: {problem}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        v["pool"].shutdown(cancel_futures=True)
+        shutil.rmtree(v["tmp"], ignore_errors=True)
+        shutil.rmtree(v.get("drafts", v["tmp"]), ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,348 @@
+"""Walking a tree of files: directories as they stand in `[[directory]]` sources, and what in a mailbox is not a message.
+
+Every file is asked for its status in each run; only one whose inode, mtime, ctime or size differ from the last run is read.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import stat
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mailbackup.capture.reading import Gone, OtherKind, Unreadable, chunks, opened, unchanged
+from mailbackup.content.block import Piece
+from mailbackup.content.cut import cut_stream
+from mailbackup.model.finding import Finding, FindingKind
+from mailbackup.model.ids import blob_id, from_name, show, to_name
+from mailbackup.model.tree import BlobRef, BlockRow, Entry, Segment, SegmentRow
+from mailbackup.vault.heal import FILES
+from mailbackup.vault.state import CachedSegment, State
+from mailbackup.vault.trees import Item, Place, RefTable, cut, decode_segment, encode_segment, owner_now, resolve
+from mailbackup.vault.units import Unit
+from mailbackup.vault.writer import VaultWriter
+
+Skip = Callable[[bytes, bytes, bool], bool]
+"""Asked with (path relative to the root, file name, is it a directory) whether to leave something out. A directory that is left out is not entered."""
+
+Kind = Literal["f", "d", "l", "p", "c", "b", "m"]
+
+_NANO = 1_000_000_000
+
+
+@dataclass(slots=True)
+class Cached:
+    """A file as the last run left it."""
+
+    name: bytes
+    segment: Segment
+    entry: Entry
+    inode: int
+    ctime: int
+
+
+@dataclass(slots=True)
+class OldFiles:
+    """The cached segments of a tree of files, and their blobs."""
+
+    segments: list[tuple[CachedSegment, BlobRef]] = field(default_factory=list)
+    entries: dict[bytes, Cached] = field(default_factory=dict)
+    by_inode: dict[int, Cached] = field(default_factory=dict)
+    decoded: list[Segment] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, state: State, unit: int, rows: Sequence[SegmentRow], blocks: Sequence[BlockRow]) -> OldFiles:
+        """What the state has of a unit's files, in the order of its tree."""
+        old = cls()
+        for row in rows:
+            cached = state.segment(unit, FILES, row.ref.blob)
+            if cached is None:
+                continue
+            segment = decode_segment(cached.data, "cached segment", "files")
+            old.segments.append((cached, resolve(blocks, row.ref)))
+            old.decoded.append(segment)
+            for entry, inode, ctime in zip(segment.entries, cached.inodes, cached.ctimes, strict=True):
+                name = from_name(entry.name)
+                old.entries[name] = old.by_inode[inode] = Cached(name, segment, entry, inode, ctime)
+        return old
+
+    @property
+    def dirty(self) -> bool:
+        """Whether a segment has to be stored again."""
+        return any(cached.dirty for cached, _ in self.segments)
+
+
+class FileWalk:
+    """Walks one tree. `unit_of(path)` tells in whose blocks the content of a file goes. Findings are appended to `findings`."""
+
+    def __init__(
+        self,
+        root: bytes,
+        label: str,
+        unit_of: Callable[[bytes], Unit],
+        writer: VaultWriter,
+        findings: list[Finding],
+        old: OldFiles,
+        *,
+        skip: Skip,
+        one_file_system: bool = True,
+        mailboxes: dict[bytes, str] | None = None,
+    ) -> None:
+        self.root = root
+        self.label = label
+        self.items: list[Item] = []
+        self.read_bytes = 0
+        self._unit_of = unit_of
+        self._writer = writer
+        self._findings = findings
+        self._old = old
+        self._skip = skip
+        self._one_file_system = one_file_system
+        self._mailboxes = mailboxes or {}
+        self._links: dict[tuple[int, int], list[Item]] = {}
+
+    def run(self) -> list[Item]:
+        """All entries, ordered by path. Raises Unreadable when the root itself cannot be read."""
+        status = os.lstat(self.root) if os.path.lexists(self.root) else None
+        if status is None or not stat.S_ISDIR(status.st_mode):
+            raise Unreadable("is not there" if status is None else "is not a directory")
+        self._device = status.st_dev
+        self._directory(b".", status, may_fail=False)
+        for items in self._links.values():
+            if len(items) > 1:
+                first = min(item.name for item in items)
+                for item in items:
+                    item.hard = first
+        self.items.sort(key=Item.sort_key)
+        return self.items
+
+    def _directory(self, path: bytes, status: os.stat_result, *, may_fail: bool = True) -> None:
+        self.items.append(self._item(path, "d", status))
+        try:
+            with os.scandir(self._full(path)) as entries:
+                names = [entry.name for entry in entries]
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if not may_fail:
+                raise Unreadable(error.strerror or str(error)) from None
+            self._unreadable(path, error.strerror or str(error), subtree=True)
+            return
+        for name in names:
+            self._entry(name if path == b"." else path + b"/" + name, name)
+
+    def _entry(self, path: bytes, name: bytes) -> None:
+        try:
+            status = os.lstat(self._full(path))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._unreadable(path, error.strerror or str(error), subtree=True)
+            return
+        kind = stat.S_IFMT(status.st_mode)
+        if self._skip(path, name, kind == stat.S_IFDIR):
+            return
+        if kind == stat.S_IFREG:
+            self._file(path, status)
+        elif kind == stat.S_IFDIR:
+            self._subdirectory(path, status)
+        else:
+            self._special(path, kind, status)
+
+    def _subdirectory(self, path: bytes, status: os.stat_result) -> None:
+        key = self._mailboxes.get(self._full(path))
+        if key is not None:
+            item = self._item(path, "m", status)
+            item.target = key.encode()
+            self.items.append(item)
+        elif self._one_file_system and status.st_dev != self._device:
+            self.items.append(self._item(path, "d", status))
+            self._find(FindingKind.OTHER_FILE_SYSTEM, path, "another file system is mounted here; it is not part of this source")
+        else:
+            self._directory(path, status)
+
+    def _special(self, path: bytes, kind: int, status: os.stat_result) -> None:
+        if kind == stat.S_IFLNK:
+            try:
+                target = os.readlink(self._full(path))
+            except OSError:
+                return  # gone, or replaced: what replaced it is seen next time
+            item = self._item(path, "l", status)
+            item.target = target
+            self.items.append(item)
+        elif kind == stat.S_IFIFO:
+            self.items.append(self._item(path, "p", status))
+        elif kind in (stat.S_IFCHR, stat.S_IFBLK):
+            item = self._item(path, "c" if kind == stat.S_IFCHR else "b", status)
+            item.device = (os.major(status.st_rdev), os.minor(status.st_rdev))
+            self.items.append(item)
+        else:
+            self._find(FindingKind.SOCKET_SKIPPED, path, "a socket has no content")
+
+    def _file(self, path: bytes, status: os.stat_result) -> None:
+        same = self._links.get((status.st_dev, status.st_ino)) if status.st_nlink > 1 else None
+        cached = self._old.entries.get(path)
+        if same:
+            item = self._again(path, status, same[0])
+        elif cached is not None and _unchanged_since(cached, status):
+            item = Item.of(cached.segment, cached.entry, status.st_ino, status.st_ctime_ns)
+            item.hard = None
+        else:
+            self._offer(path, cached, status)
+            found = self._read(path)
+            if found is None:
+                return
+            item = found
+        if status.st_nlink > 1:
+            self._links.setdefault((status.st_dev, status.st_ino), []).append(item)
+        self.items.append(item)
+
+    def _again(self, path: bytes, status: os.stat_result, first: Item) -> Item:
+        """A further name of a file that was read already."""
+        item = self._item(path, "f", status)
+        item.size, item.places, item.mtime = first.size, first.places, first.mtime
+        return item
+
+    def _offer(self, path: bytes, cached: Cached | None, status: os.stat_result) -> None:
+        """Let the file's content of the last run be referred to again: a change of mode or name alone sends nothing."""
+        unit = self._unit_of(path)
+        for known in (cached, self._old.by_inode.get(status.st_ino)):
+            if known is not None and known.inode and self._unit_of(known.name) is unit:
+                unit.add_refs(known.segment.blocks, known.entry.refs)
+
+    def _read(self, path: bytes) -> Item | None:
+        for attempt in range(3):
+            try:
+                with opened(self._full(path)) as (fd, status):
+                    places, size = self._store(path, fd)
+                    if not unchanged(status, fd, size):
+                        if attempt < 2:
+                            continue
+                        self._find(FindingKind.CHANGED, path, f"{size} bytes of it are in the snapshot")
+                    item = self._item(path, "f", status)
+                    item.places, item.size = places, size
+                    item.xattrs = _xattrs(fd)
+                    return item
+            except Gone:
+                return None
+            except OtherKind:
+                self._find(FindingKind.CHANGED, path, "it became something else than a file while it was read")
+                return None
+            except Unreadable as error:
+                self._unreadable(path, str(error))
+                return None
+        raise AssertionError("unreachable")
+
+    def _store(self, path: bytes, fd: int) -> tuple[list[Place], int]:
+        unit = self._unit_of(path)
+        places: list[Place] = []
+        size = 0
+        for data in cut_stream(chunks(fd)):
+            places.append(self._writer.add(unit, "files", data))
+            size += len(data)
+        self.read_bytes += size
+        return places, size
+
+    def _item(self, path: bytes, kind: Kind, status: os.stat_result) -> Item:
+        owner = owner_now(status.st_mode, status.st_uid, status.st_gid)
+        item = Item(path, kind, owner, divmod(status.st_mtime_ns, _NANO), inode=status.st_ino, ctime=status.st_ctime_ns)
+        if kind == "d":
+            item.xattrs = _xattrs(self._full(path))
+        return item
+
+    def _unreadable(self, path: bytes, why: str, *, subtree: bool = False) -> None:
+        """Keep what the last run had of it."""
+        self._find(FindingKind.UNREADABLE, path, why)
+        present = {item.name for item in self.items}
+        for name, cached in self._old.entries.items():
+            if (name == path or (subtree and name.startswith(path + b"/"))) and name not in present:
+                self.items.append(Item.of(cached.segment, cached.entry, 0, 0))
+
+    def _full(self, path: bytes) -> bytes:
+        return self.root if path == b"." else self.root + b"/" + path
+
+    def _find(self, kind: FindingKind, path: bytes, detail: str) -> None:
+        self._findings.append(Finding(kind, f"{self.label}/{show(path)}", detail))
+
+
+@dataclass(slots=True)
+class FilesWork:
+    """The segments of a walked tree, old and new. Unchanged ones are recognised by their bytes."""
+
+    rows: list[tuple[Place, bytes, int, CachedSegment]] = field(default_factory=list)
+    removed: list[BlobRef] = field(default_factory=list)
+    added: list[Place] = field(default_factory=list)
+    changed: bool = False
+
+    @classmethod
+    def build(cls, items: list[Item], old: OldFiles, writer: VaultWriter, unit: Unit) -> FilesWork:
+        """Store the segments that differ. All pieces of the items must be settled."""
+        work = cls()
+        known = {cached.id: (cached, ref) for cached, ref in old.segments if not cached.dirty}
+        for run in cut(items):
+            plain = encode_segment("files", run)
+            cached = CachedSegment(
+                blob_id(plain), plain, array("Q", (i.inode for i in run)), array("Q", (i.ctime for i in run)), b"", dirty=False
+            )
+            same = known.pop(cached.id, None)
+            if same is not None:
+                work.rows.append((same[1], run[0].name, len(run), cached))
+                continue
+            place = writer.add(unit, "trees", plain)
+            work.rows.append((place, run[0].name, len(run), cached))
+            work.added += [place, *(p for item in run for p in item.places)]
+            work.changed = True
+        kept = {id(cached) for cached, ref in old.segments if any(row[0] is ref for row in work.rows)}
+        for (cached, ref), segment in zip(old.segments, old.decoded, strict=True):
+            if id(cached) not in kept:
+                work.removed += [ref, *(resolve(segment.blocks, r) for entry in segment.entries for r in entry.refs)]
+                work.changed = True
+        return work
+
+    def segment_rows(self, table: RefTable) -> tuple[SegmentRow, ...]:
+        """Its rows in the parent's record. All segments must be settled."""
+        return tuple(SegmentRow(table.add(place), to_name(first), count) for place, first, count, _ in self.rows)
+
+    def save_stats(self, state: State, unit: int, old: OldFiles) -> None:
+        """Remember the inodes and ctimes of segments that stay: a file that was touched, but did not change, is not read again."""
+        known = {cached.id: cached for cached, _ in old.segments}
+        for _, _, _, cached in self.rows:
+            before = known.get(cached.id)
+            if before is None or (before.inodes, before.ctimes) != (cached.inodes, cached.ctimes):
+                state.put_segment(unit, FILES, cached)
+
+    def save(self, state: State, unit: int) -> None:
+        """Remember the segments."""
+        for _, _, _, cached in self.rows:
+            state.put_segment(unit, FILES, cached)
+        state.keep_segments(unit, FILES, {cached.id for _, _, _, cached in self.rows})
+
+
+def new_pieces(items: list[Item]) -> Iterator[Piece]:
+    """The blobs that are new in this run."""
+    for item in items:
+        yield from item.pieces
+
+
+def _unchanged_since(cached: Cached, status: os.stat_result) -> bool:
+    entry = cached.entry
+    return (
+        entry.type == "f"
+        and cached.inode == status.st_ino
+        and cached.ctime == status.st_ctime_ns
+        and entry.size == status.st_size
+        and tuple(entry.mtime) == divmod(status.st_mtime_ns, _NANO)
+    )
+
+
+def _xattrs(file: int | bytes) -> dict[str, str] | None:
+    """Extended attributes, values in base64; None when there are none or the file system has none."""
+    follow = {} if isinstance(file, int) else {"follow_symlinks": False}
+    try:
+        names = os.listxattr(file, **follow)
+        return {name: base64.b64encode(os.getxattr(file, name, **follow)).decode() for name in sorted(names)} or None
+    except OSError:
+        return None

@@ -1,0 +1,88 @@
+"""Reading files that others may be writing, renaming or deleting at the same moment."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+CHUNK = 4 << 20
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY  # a FIFO in a file's place must not block
+_TRIES = 3
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
+
+
+class Gone(Exception):
+    """The name is not there any more: look again, it may have another one."""
+
+
+class OtherKind(Exception):
+    """The name is something else than a regular file now."""
+
+
+class Unreadable(Exception):
+    """The file cannot be read; the text says why."""
+
+
+@contextmanager
+def opened(path: bytes, dir_fd: int | None = None) -> Iterator[tuple[int, os.stat_result]]:
+    """A regular file, open, and its status. Raises Gone, OtherKind or Unreadable."""
+    try:
+        fd = os.open(path, _FLAGS, dir_fd=dir_fd)
+    except OSError as error:
+        raise _told(error) from None
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OtherKind
+        yield fd, status
+    finally:
+        os.close(fd)
+
+
+def read_whole(fd: int, size: int) -> bytes:
+    """Everything in an open file that had `size` bytes a moment ago. Transient errors are tried again. Raises Unreadable."""
+    parts = [_read(fd, size + 1, 0)]
+    offset = len(parts[0])
+    while parts[-1] and offset != size:  # longer or shorter than it said: read to its end
+        parts.append(_read(fd, CHUNK, offset))
+        offset += len(parts[-1])
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def chunks(fd: int) -> Iterator[bytes]:
+    """Everything in an open file, in chunks of 4 MiB. Raises Unreadable."""
+    offset = 0
+    while data := _read(fd, CHUNK, offset):
+        yield data
+        offset += len(data)
+
+
+def unchanged(before: os.stat_result, fd: int, length: int) -> bool:
+    """Whether an open file is what it was when it was opened, and `length` bytes were read of it."""
+    after = os.fstat(fd)
+    return (after.st_size, after.st_mtime_ns) == (length, before.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def _read(fd: int, size: int, offset: int) -> bytes:
+    for attempt in range(_TRIES + 1):
+        try:
+            return os.pread(fd, size, offset)
+        except OSError as error:
+            if error.errno != errno.EIO or attempt == _TRIES:
+                raise Unreadable(error.strerror or str(error)) from None
+            time.sleep(0.01 * 4**attempt)
+    raise AssertionError("unreachable")
+
+
+def _told(error: OSError) -> Exception:
+    if error.errno in _GONE:
+        return Gone()
+    if error.errno == errno.ELOOP:
+        return OtherKind()
+    if error.errno == errno.ENXIO:  # a socket
+        return OtherKind()
+    return Unreadable(error.strerror or str(error))
