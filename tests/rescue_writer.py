@@ -285,10 +285,10 @@ class TinyVault:
         self.put(key, data)
         return {"key": key, "sha256": sha256(data), "size": len(data)}
 
-    def rewrite(self, seq: int, signer: Signer, **changes: Any) -> None:
+    def rewrite(self, number: int, key: Signer, /, **changes: Any) -> None:
         """Forge an entry: change members and sign it with some key."""
-        entry = json.loads(self.ledger(seq).read_bytes().split(b"\n")[0])
-        self.ledger(seq).write_bytes(signer.sign(dump({**entry, **changes})))
+        entry = json.loads(self.ledger(number).read_bytes().split(b"\n")[0])
+        self.ledger(number).write_bytes(key.sign(dump({**entry, **changes})))
 
     def copy(self, to: Path) -> Path:
         return Path(shutil.copytree(self.root, to))

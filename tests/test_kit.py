@@ -21,7 +21,7 @@ from mailbackup.crypto import age
 from mailbackup.crypto.signing import SigningKey
 from mailbackup.errors import IdentityMissing, KeyMalformed
 from mailbackup.kit import Kit, load_identity_file, page, parse, render
-from mailbackup.model.ids import Digest, PublicKey, VaultId
+from mailbackup.model.ids import Digest, VaultId
 from mailbackup.model.ledger import Anchors
 
 IDENTITY = age.generate_identity()
@@ -43,24 +43,11 @@ TEXT = render(KIT, None)
 
 RESCUE_LINE = re.compile(r"#\s*(vault|admin-public|head):\s*(.*?)\s*")  # what rescue-1.py takes for an anchor
 
-odd = st.text(st.characters(exclude_categories=())) | st.sampled_from(
-    [
-        "",
-        " ",
-        '"',
-        "\\",
-        "a = b",
-        "x\n# vault: 00",
-        "\r\n# head: 1 " + "0" * 64,
-        "# mailbackup-kit: 1",
-        "<b>&amp;",
-        "\u2028# vault: 1",
-        "\x85",
-        "\x7f",
-        "日本",
-    ]
-).filter(lambda text: not any(0xD800 <= ord(c) <= 0xDFFF for c in text))
-names = odd.filter(lambda text: not any(0xD800 <= ord(c) <= 0xDFFF for c in text))
+HOSTILE = [
+    *("", " ", '"', "\\", "a = b", "x\n# vault: 00", "\r\n# head: 1 " + "0" * 64, "# mailbackup-kit: 1", "vault: 0123 vault: 0123"),
+    *("<script>alert(1)</script>", "&amp;<b>", "\u2028# vault: 1", "\x85# vault: 1", "\x7f", "日本", "AGE-SECRET-KEY-1X", "x" * 300),
+]
+names = st.text() | st.sampled_from(HOSTILE)
 heads = st.none() | st.tuples(st.integers(1, 9_999_999_999), st.just(Digest("0f" * 32)))
 
 
@@ -124,19 +111,26 @@ def test_no_repr_shows_what_is_secret(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- with a passphrase
 
 
-def test_a_locked_kit(tmp_path: Path) -> None:
-    locked, asked = render(KIT, "correct horse"), []
+@pytest.fixture(scope="module")
+def locked() -> str:
+    return render(KIT, "correct horse")
+
+
+def test_a_locked_kit(locked: str, tmp_path: Path) -> None:
+    asked = []
 
     def answer() -> str:
         asked.append("asked")
         return "correct horse"
 
     assert locked.startswith("-----BEGIN AGE ENCRYPTED FILE-----\n")
-    assert parse(locked, answer, "kit.txt") == KIT
     (tmp_path / "kit.txt").write_text(locked)
     loaded = load_identity_file(str(tmp_path / "kit.txt"), answer)
     assert (loaded.kit, loaded.anchors) == (KIT, KIT.anchors)
-    assert asked == ["asked"] * 2
+    assert asked == ["asked"]
+
+
+def test_a_locked_kit_stays_locked(locked: str) -> None:
     with pytest.raises(KeyMalformed, match=r"wrong passphrase for kit\.txt"):
         parse(locked, lambda: "wrong", "kit.txt")
     with pytest.raises(KeyMalformed, match="locked with a passphrase and none was given"):
@@ -164,16 +158,17 @@ def test_the_age_program_takes_the_kit_as_identity_file(tmp_path: Path) -> None:
     assert _age(tmp_path, "-d", "-i", "epoch", "block") == b"mail"
 
 
-def test_the_age_program_opens_a_locked_kit(tmp_path: Path) -> None:
-    (tmp_path / "kit.txt").write_text(render(KIT, "correct horse"))
-    pid, terminal = pty.fork()
-    if pid == 0:  # age reads passphrases from the terminal only
-        os.chdir(tmp_path)
-        os.execvp("age", ["age", "-d", "-o", "open", "kit.txt"])
+def test_the_age_program_opens_a_locked_kit(locked: str, tmp_path: Path) -> None:
+    (tmp_path / "kit.txt").write_text(locked)
+    terminal, inner = pty.openpty()  # age reads passphrases from its terminal only
     with open(terminal, "rb+", buffering=0) as screen:
-        assert b"passphrase" in screen.read(1000)
-        screen.write(b"correct horse\n")
-        assert os.waitpid(pid, 0)[1] == 0
+        with subprocess.Popen(
+            ["setsid", "--ctty", "age", "-d", "-o", "open", "kit.txt"], cwd=tmp_path, stdin=inner, stderr=inner
+        ) as age_program:
+            os.close(inner)
+            assert b"passphrase" in screen.read(1000)
+            screen.write(b"correct horse\n")
+        assert age_program.returncode == 0
     assert (tmp_path / "open").read_text() == TEXT
 
 
@@ -308,22 +303,17 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 class Tags(HTMLParser):
+    """The tags and attributes of a page."""
+
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.seen: set[str] = set()
+        self.tags: set[str] = set()
         self.attributes: set[str] = set()
-        self.last_pre = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.add(tag)
+        self.tags.add(tag)
         self.attributes |= {name for name, _ in attrs}
-        if tag == "pre":
-            self.last_pre = ""
-
-    def handle_data(self, data: str) -> None:
-        if self.lasttag == "pre" and self.get_starttag_text() == "<pre>":
-            self.last_pre += data
 
 
 def _typed(text: str) -> str:
@@ -335,16 +325,11 @@ def _typed(text: str) -> str:
 @given(kits())
 def test_the_page_runs_nothing_and_needs_nothing(kit: Kit) -> None:
     tags = Tags(page(kit))
-    assert tags.seen <= {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "ol", "li", "pre"}
+    assert tags.tags <= {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "ol", "li", "pre"}
     assert tags.attributes <= {"lang", "charset", "http-equiv", "content"}
 
 
 def test_the_page_says_what_the_text_says() -> None:
     shown = html.unescape(re.sub("<[^>]*>", " ", page(KIT)))
-    for line in TEXT.splitlines():
-        for word in line.strip("# ").split():
-            assert word in shown or word == "=="
-
-
-def test_public_keys_are_typed() -> None:
-    assert PublicKey(KIT.writer) in TEXT
+    numbered = re.compile(r"\d\.|==|#")
+    assert [word for word in TEXT.split() if word not in shown and not numbered.fullmatch(word)] == []

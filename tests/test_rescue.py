@@ -582,10 +582,12 @@ def test_a_forged_trust_line_in_a_page(paged: TinyVault) -> None:
     stranger = Signer(paged.tmp / "stranger.pem")
     first = json.loads(paged.trust[0].split("\n")[0])
     first["grant"].append({"role": "writer", "key": stranger.public})
-    for signer in (stranger, paged.writer):
-        forged = signer.sign(dump(first)).decode()
+    for claimed in (first["signer"], stranger.public):
+        forged = stranger.sign(dump({**first, "signer": claimed})).decode()
         paged.rewrite(256, stranger, trust=[forged, *paged.trust[1:]], signer=stranger.public)
-        refused(paged, "entry 256 is refused: a trust entry that it repeats is not genuine")
+        refused(paged, "entry 256 is refused: its sign")
+    paged.rewrite(256, stranger, trust=[], signer=stranger.public)
+    refused(paged, "entry 256 is refused: its signer is not trusted")
 
 
 def test_trust_lines_that_leave_something_out(long_vault: TinyVault, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ class OldFiles:
 
 
 class FileWalk:
-    """Walks one tree. `unit_of(path)` tells in whose blocks the content of a file goes. Findings are appended to `findings`."""
+    """Walks one tree. `unit_of(path)` tells in whose blocks the content of a file goes, and is the same object for the same unit. Findings are appended to `findings`."""
 
     def __init__(
         self,
@@ -90,6 +90,7 @@ class FileWalk:
         skip: Skip,
         one_file_system: bool = True,
         mailboxes: dict[bytes, str] | None = None,
+        leave: Callable[[bytes], None] = lambda _: None,
     ) -> None:
         self.root = root
         self.label = label
@@ -102,6 +103,7 @@ class FileWalk:
         self._skip = skip
         self._one_file_system = one_file_system
         self._mailboxes = mailboxes or {}
+        self._leave = leave  # told when everything below an entry of the root was read
         self._links: dict[tuple[int, int], list[Item]] = {}
 
     def run(self) -> list[Item]:
@@ -132,7 +134,11 @@ class FileWalk:
             self._unreadable(path, error.strerror or str(error), subtree=True)
             return
         for name in names:
-            self._entry(name if path == b"." else path + b"/" + name, name)
+            if path == b".":
+                self._entry(name, name)
+                self._leave(name)
+            else:
+                self._entry(path + b"/" + name, name)
 
     def _entry(self, path: bytes, name: bytes) -> None:
         try:

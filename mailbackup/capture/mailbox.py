@@ -62,6 +62,7 @@ class MailboxCapture:
         writer: VaultWriter,
         *,
         rescan: bool,
+        keep_gone: bool = False,
         on_messages: Callable[[int, int], None],
     ) -> None:
         self.found = found
@@ -71,6 +72,7 @@ class MailboxCapture:
         self._state = state
         self._writer = writer
         self._rescan = rescan or (cached is not None and cached.stale)
+        self._keep_gone = keep_gone  # the fall guard acts: what is not found stays in the snapshot, what is new is added
         self._on_messages = on_messages
         self._unit = Unit(found.key)
         self._label = found.address
@@ -103,8 +105,22 @@ class MailboxCapture:
             vanished += self._folder(work, facts)
         self._look_back(vanished)
         self._keep_unreadable(known, failed)
+        if self._keep_gone:
+            for name, folder in known.items():
+                if name not in self._work:
+                    self._work[name] = FolderWork(name, FolderScan(self._path(name)), folder, stale=True, flawed=True)
         self._read_files()
         self._writer.flush(self._unit, "headers", "bodies", "files")
+
+    @property
+    def kept_gone(self) -> bool:
+        """Whether messages that were not found are in its tree."""
+        return self._keep_gone
+
+    @property
+    def messages(self) -> int:
+        """How many messages it holds now (after `read`)."""
+        return sum(work.counts()[0] for work in self._work.values())
 
     def _path(self, folder: bytes) -> bytes:
         return self.found.path + b"/" + folder if folder else self.found.path
@@ -132,7 +148,18 @@ class MailboxCapture:
             pair.compare(present)
         if self._rescan:
             present.update(self._restated(work))
-        return self._read_messages(work, present)
+        vanished = self._read_messages(work, present)
+        if self._keep_gone:
+            self._keep_all(work)
+        return vanished
+
+    @staticmethod
+    def _keep_all(work: FolderWork) -> None:
+        again = {item.name for item in work.items}
+        for pair in work.old:
+            for index in list(pair.gone):
+                if pair.names[index] not in again:
+                    pair.keep(index)
 
     def _load_old(self, work: FolderWork) -> None:
         if work.cached is None or self._tree is None or self.cached is None or work.old:
@@ -368,7 +395,7 @@ class MailboxCapture:
         unit = self._state.put_unit(
             CachedUnit(
                 0, "mail", self.found.key, self.found.location, self.found.address, self.found.path, self.totals.messages,
-                self.totals.size, False, False, self._root_plain, ref,
+                self.totals.size, self._keep_gone, False, self._root_plain, ref,
             )
         )  # fmt: skip
         self._save(unit)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from mailbackup.cli.text import printable
+from mailbackup.cli.text import number, printable
 from mailbackup.errors import MailbackupError
 from mailbackup.model.codec import plain
 from mailbackup.model.finding import Finding
@@ -58,7 +58,7 @@ def _about(findings: tuple[Finding, ...], *, quiet: bool) -> list[str]:
     if len(harmful) > SHOWN_FINDINGS:
         shown.append(f"… and {len(harmful) - SHOWN_FINDINGS} more; --json lists all")
     if not quiet and len(findings) > len(harmful):
-        shown.append(f"{len(findings) - len(harmful)} findings that need no action; --json lists them")
+        shown.append(f"{number(len(findings) - len(harmful), 'finding')} without need for action; --json lists all")
     return shown
 
 

@@ -81,8 +81,8 @@ def _values(header: bytes) -> dict[bytes, bytes]:
     current: bytes | None = None
     for line in lines:
         if line[:1] in (b" ", b"\t"):
-            if current is not None and len(found[current]) < _VALUE_LIMIT:
-                found[current] += line
+            if current is not None:
+                found[current] = (found[current] + line)[:_VALUE_LIMIT]
             continue
         name, colon, value = line.partition(b":")
         if not colon:
@@ -93,8 +93,8 @@ def _values(header: bytes) -> dict[bytes, bytes]:
         name = name.strip().lower()
         current = name if name in _WANTED and name not in found else None
         if current is not None:
-            found[current] = value
-    return {name: value[:_VALUE_LIMIT] for name, value in found.items()}
+            found[current] = value[:_VALUE_LIMIT]
+    return found
 
 
 def _date(value: bytes) -> str | None:

@@ -123,10 +123,10 @@ def _component(part: str, text: str) -> Component:
         _check_variable(match, text)
     if len(set(variables)) < len(variables):
         raise ValueError(f"{text!r}: {part!r} names a variable twice")
-    form = re.escape(literals[0].encode())
+    form = re.escape(_bytes(literals[0]))
     for variable, literal in zip(variables, literals[1:], strict=True):
-        form += b"(?P<%b>[^/]+)" % variable.encode() + re.escape(literal.encode())
-    return Component(part, None if variables else part.encode(), re.compile(form))
+        form += b"(?P<%b>[^/]+)" % variable.encode() + re.escape(_bytes(literal))
+    return Component(part, None if variables else _bytes(part), re.compile(form))
 
 
 def _check_variable(match: re.Match[str], text: str) -> None:
@@ -164,6 +164,11 @@ def _settled(found: dict[str, bytes]) -> dict[str, bytes] | None:
     return {name: values[name] for name in _KEY_ORDER if name in values}
 
 
+def _bytes(text: str) -> bytes:
+    """Text as it stands in a path, also one that came from `os.fsdecode`."""
+    return text.encode("utf-8", "surrogateescape")
+
+
 def _first(value: bytes, count: int) -> bytes:
     """The first `count` characters of a name."""
-    return value.decode("utf-8", "surrogateescape")[:count].encode("utf-8", "surrogateescape")
+    return _bytes(value.decode("utf-8", "surrogateescape")[:count])

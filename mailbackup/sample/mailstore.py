@@ -43,7 +43,7 @@ def make_sample(root: str, seed: int = 1) -> None:
         _fill(folders, rng, f"{user}@{domain}", shared)
         for folder in folders.values():
             folder.save()
-    print(root, _FIRST_DAY + 300 * _DAY)
+    _set_times(root, _FIRST_DAY + 300 * _DAY)
 
 
 def simulate_day(root: str, seed: int) -> None:

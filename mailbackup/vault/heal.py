@@ -40,7 +40,7 @@ def recount(state: State) -> None:
     for kind in ("mail", "directory"):
         for unit in state.units(kind).values():
             unit.tree = state.tree_of(unit.no)
-            for ref in _all_refs(state, unit):
+            for ref in unit_refs(state, unit):
                 changes[ref.pack, ref.number] += 1
                 if ref.size >= SMALL_BLOB:
                     large[ref.blob] = ref
@@ -62,7 +62,7 @@ def table_blocks(cached: str) -> list[tuple[PackId, int]]:
     return [(row[2].pack, row[2].number) for row in codec.decode(cached, list[tuple[str, int, BlobRef]], "cached table")]
 
 
-def _all_refs(state: State, unit: CachedUnit) -> Iterator[BlobRef]:
+def unit_refs(state: State, unit: CachedUnit) -> Iterator[BlobRef]:
     """Everything that a unit's tree refers to, as often as it does."""
     if unit.ref is not None:
         yield unit.ref

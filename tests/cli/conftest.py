@@ -29,7 +29,8 @@ class Done:
     @property
     def json(self) -> dict[str, Any]:
         """The answer: the only line on stdout."""
-        assert self.out.endswith(b"\n") and self.out.count(b"\n") == 1, self.out
+        assert self.out.endswith(b"\n"), self.out
+        assert self.out.count(b"\n") == 1, self.out
         answer: dict[str, Any] = json.loads(self.out)
         assert answer["exit_status"] == self.status
         return answer

@@ -19,6 +19,12 @@ from mailbackup.model.results import (
 )
 from mailbackup.model.tree import Root, Snapshot, SourceCount
 
+
+def changed(record: Any, **members: Any) -> Any:
+    """The record with other members."""
+    return type(record)(**{name: getattr(record, name) for name in record.__struct_fields__} | members)
+
+
 UNREADABLE = Finding(FindingKind.UNREADABLE, "/var/vmail/x", "permission denied")
 EXPUNGED = Finding(FindingKind.EXPUNGED, "user@example.org", snapshots=(3,))
 BACKUP = BackupResult(
@@ -72,7 +78,14 @@ MAILBOXES = [
 ]
 MESSAGES = [
     MessageLine(
-        id="3f2a" * 16, folder="", date="2026-01-01T10:00:00+01:00", from_="a@example.net", subject="naïve", message_id="<1@x>", size=70, flags="S"
+        id="3f2a" * 16,
+        folder="",
+        date="2026-01-01T10:00:00+01:00",
+        from_="a@example.net",
+        subject="naïve",
+        message_id="<1@x>",
+        size=70,
+        flags="S",
     ),
     MessageLine(id="77aa" * 16, folder="Sent", date=None, from_="", subject="", message_id="", size=0, flags=""),
 ]

@@ -19,7 +19,7 @@ from tests.cli.samples import COMMANDS
 from tests.cli.schema import problems
 
 
-def _raise(error: BaseException):  # noqa: ANN202 - a stand-in for any function of app
+def _raise(error: BaseException):
     def function(*_args: object, **_named: object) -> None:
         raise error
 
@@ -66,7 +66,8 @@ def test_unexpected_is_one_line_and_a_hint(cli: Cli, config_file: str, monkeypat
 def test_traceback_only_with_v(cli: Cli, config_file: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(app, "backup", _raise(ZeroDivisionError("x")))
     done = cli("backup", "-v", "--config", config_file)
-    assert "Traceback" in done.err and done.err.endswith("HINT: Run again with -v and report the output.\n")
+    assert "Traceback" in done.err
+    assert done.err.endswith("HINT: Run again with -v and report the output.\n")
     monkeypatch.setattr(app, "backup", _raise(StoreUnavailable("gone")))
     assert "Traceback" not in cli("backup", "-v", "--config", config_file).err
 
@@ -110,7 +111,9 @@ def test_usage_errors(args: tuple[str, ...], command: str, message: str, cli: Cl
     assert "Traceback" not in done.err
     if args:
         assert done.out == b""
-        assert message in done.err and "\nHINT: " in done.err and done.err.count("\n") == 2
+        assert message in done.err
+        assert "\nHINT: " in done.err
+        assert done.err.count("\n") == 2
         answer = cli(*given, "--json").json
         assert (answer["command"], answer["error"]["code"], answer["outcome"]) == (command, "MB-U001", "error")
         assert message in answer["error"]["message"]
@@ -139,8 +142,8 @@ def test_signals_unwind_the_program(number: signal.Signals, config_file: str, tm
         import time
         from mailbackup import app
         def backup(*args, **named):
-            open({str(tmp_path / "begun")!r}, "w").close()
             try:
+                open({str(tmp_path / "begun")!r}, "w").close()
                 time.sleep(60)
             finally:
                 open({str(tmp_path / "closed")!r}, "w").close()

@@ -21,7 +21,7 @@ from mailbackup.model.results import (
 )
 from tests.cli.conftest import Cli
 from tests.cli.reference import leaves, schemas
-from tests.cli.samples import ANSWERS, BACKUP, COMMANDS, EXPUNGED, PLANNED, RESTORE, UNREADABLE, VERIFY
+from tests.cli.samples import ANSWERS, BACKUP, COMMANDS, EXPUNGED, PLANNED, RESTORE, UNREADABLE, VERIFY, changed
 from tests.cli.schema import problems
 
 
@@ -57,11 +57,11 @@ def test_config_answers_fit_their_schema(cli: Cli, config_file: str):
 
 
 VARIANTS: list[tuple[str, Any, int]] = [
-    ("backup", BACKUP.__class__(**{name: getattr(BACKUP, name) for name in BACKUP.__struct_fields__} | {"outcome": "explained", "findings": (EXPUNGED,)}), 0),
-    ("backup", BACKUP.__class__(**{name: getattr(BACKUP, name) for name in BACKUP.__struct_fields__} | {"outcome": "incomplete", "findings": (UNREADABLE,)}), 3),
-    ("verify", VERIFY.__class__(**{name: getattr(VERIFY, name) for name in VERIFY.__struct_fields__} | {"outcome": "damaged", "findings": (UNREADABLE,)}), 4),
+    ("backup", changed(BACKUP, outcome="explained", findings=(EXPUNGED,)), 0),
+    ("backup", changed(BACKUP, outcome="incomplete", findings=(UNREADABLE,)), 3),
+    ("verify", changed(VERIFY, outcome="damaged", findings=(UNREADABLE,)), 4),
     ("restore_files", PLANNED, 0),
-    ("restore_files", RESTORE.__class__(**{name: getattr(RESTORE, name) for name in RESTORE.__struct_fields__} | {"outcome": "incomplete"}), 4),
+    ("restore_files", changed(RESTORE, outcome="incomplete"), 4),
     ("snapshots", [], 0),
     ("mailboxes", [], 0),
     ("messages", [], 0),
@@ -86,7 +86,8 @@ def test_from_is_called_from(cli: Cli, config_file: str, stand_in):
 def test_a_message_keeps_its_bytes(cli: Cli, config_file: str, stand_in):
     raw = ANSWERS["show_message"]
     assert cli("show", "user@example.org", "3f", "--config", config_file).out == raw
-    assert cli("show", "user@example.org", "3f", "--json", "--config", config_file).json["message"] == {"b64": "U3ViamVjdDogeA0KDQr/AGJvZHk="}
+    answer = cli("show", "user@example.org", "3f", "--json", "--config", config_file).json
+    assert answer["message"] == {"b64": "U3ViamVjdDogeA0KDQr/AGJvZHk="}
 
 
 RECORDS = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,31 +12,14 @@ import pytest
 from mailbackup.mail.headers import summary
 from mailbackup.mail.maildir import is_message, split_name
 from mailbackup.mail.message import header_length, join, readable_headers, split
+from tests.corpus import corpus_dir
 
 pytestmark = pytest.mark.corpus
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    try:
-        from tests.corpus import corpus_dir  # type: ignore[import-not-found,import-untyped,unused-ignore]
-    except ModuleNotFoundError:
-        return _unpacked(tmp_path_factory)
-    return Path(corpus_dir(tmp_path_factory, "mail"))
-
-
-def _unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    archive = Path(os.environ.get("MAILBACKUP_CORPUS", "../shared/corpus")) / "mail.tar.zst"
-    if not archive.is_file():
-        pytest.skip(f"no {archive}")
-    target = tmp_path_factory.mktemp("corpus")
-    subprocess.run(["tar", "--zstd", "-xf", str(archive), "-C", str(target)], check=True)
-    return target
-
-
-@pytest.fixture(scope="module")
-def files(corpus: Path) -> dict[Path, bytes]:
-    found = {path: path.read_bytes() for path in _walk(corpus)}
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, bytes]:
+    found = {path: path.read_bytes() for path in _walk(corpus_dir(tmp_path_factory, "mail"))}
     assert len(found) > 7000
     return found
 
@@ -48,16 +30,16 @@ def _walk(top: Path) -> Iterator[Path]:
 
 
 def test_every_file_is_joined_again(files: dict[Path, bytes]) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for path, data in files.items():
         assert join(*split(data)) == data, path
-    assert time.perf_counter() - start < 5  # 0.1 s here
+    assert time.process_time() - start < 5  # 0.1 s here
 
 
 def test_every_mail_has_a_summary(files: dict[Path, bytes]) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     found = {path: summary(data[: header_length(data)]) for path, data in files.items()}
-    assert time.perf_counter() - start < 15  # 0.7 s here
+    assert time.process_time() - start < 15  # 0.7 s here
     ham = [found[path] for path in found if "easy_ham" in path.parts]
     assert len(ham) > 2000
     assert all(mail.from_ and mail.message_id and mail.date for mail in ham if mail.subject)

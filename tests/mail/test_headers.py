@@ -25,9 +25,8 @@ def test_an_ordinary_mail() -> None:
         b"SUBJECT : Minutes of\r\n  the meeting\r\n"
         b"Message-Id: <1@example.org>\r\nSubject: second\r\n\r\n"
     )
-    assert summary(header) == Summary(
-        "2026-01-05T08:30:05Z", "Bob <bob@example.org>", "Minutes of the meeting", "<1@example.org>"
-    )
+    expected = Summary("2026-01-05T08:30:05Z", "Bob <bob@example.org>", "Minutes of the meeting", "<1@example.org>")
+    assert summary(header) == expected
 
 
 def test_nothing() -> None:
@@ -86,10 +85,8 @@ def test_date(raw: bytes) -> None:
 
 
 def test_lines_that_are_no_headers_do_not_end_the_search() -> None:
-    assert (
-        summary(b" continuation first\nnonsense\n folded nonsense\nSubject: found\nmore\n\nSubject: body").subject
-        == "found"
-    )
+    odd = b" continuation first\nnonsense\n folded nonsense\nSubject: found\nmore\n\nSubject: body"
+    assert summary(odd).subject == "found"
     assert summary(b"From: a@example.org\rSubject: bare CR\r\rSubject: body").subject == "bare CR"
     assert summary(b"X: 1\n\nSubject: in the body\n").subject == ""
 
@@ -100,6 +97,7 @@ def test_everything_is_bounded() -> None:
     assert len(found.subject) == len(found.from_) == TEXT_LIMIT
     assert found.subject.endswith("…")
     assert len(found.message_id) == ID_LIMIT
+    assert summary(b"X: y\n" * 60_000 + b"Subject: beyond 256 KiB\n\n").subject == ""
 
 
 @pytest.mark.parametrize(
@@ -108,18 +106,19 @@ def test_everything_is_bounded() -> None:
         b"Subject: " + b"=?a?q?" * 40_000,
         b"Subject: " + b"=?utf-8?q?" + b"=" * 200_000 + b"?=",
         b"Subject: " + b" =?utf-8?b?YQ==?=" * 20_000,
+        b"Subject: a" + b"\n =?utf-8?b?YQ==?=" * 20_000,
         b"Subject: a\n" + b" b\n" * 100_000,
         b"Subject: " + b" " * 250_000 + b"x",
         b"Date: " + b"(" * 200_000,
         b"\n".join(b"X-%d: y" % n for n in range(30_000)),
         b"a" * 250_000,
     ],
-    ids=["open-words", "equals", "words", "folds", "blanks", "comments", "lines", "one-line"],
+    ids=["open-words", "equals", "words", "folded-words", "folds", "blanks", "comments", "lines", "one-line"],
 )
 def test_hostile_headers_are_quick(hostile: bytes) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     summary(hostile + b"\n\n")
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.2  # 0.02 s here; of the processor, so that a busy machine does not matter
 
 
 fragments = st.sampled_from(

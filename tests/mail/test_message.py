@@ -16,12 +16,9 @@ from mailbackup.mail import message
 HEADERS = b"From: alice@example.org\nSubject: x\n"
 
 # What real mail is made of, so that random bytes meet the interesting places.
-line_ends = st.lists(st.sampled_from([b"\n", b"\r", b"\r\n", b"a", b"A: b", b" ", b"\0", b"\xff"]), max_size=12).map(
-    b"".join
-)
-messages = st.one_of(
-    line_ends, st.binary(max_size=200), st.builds(lambda a, b: a + b, line_ends, st.binary(max_size=50))
-)
+parts = st.sampled_from([b"\n", b"\r", b"\r\n", b"a", b"A: b", b" ", b"\0", b"\xff"])
+line_ends = st.lists(parts, max_size=12).map(b"".join)
+messages = st.one_of(line_ends, st.binary(max_size=200), st.tuples(line_ends, st.binary(max_size=50)).map(b"".join))
 
 SPLITS = {
     "LF": (HEADERS + b"\n", b"body\n\nmore\n"),
@@ -113,9 +110,7 @@ def test_packed_messages_are_not_split(kind: str) -> None:
     assert message.split(data) == (b"", data)
 
 
-@pytest.mark.parametrize(
-    "data", [b"BZh9: a header\n\nbody", b"BZ", b"CRYPTED: no\n\n", b"Dovecot-LZ4: no\n\n", b"", b"\x1f"]
-)
+@pytest.mark.parametrize("data", [b"BZh9: header\n\nbody", b"BZ", b"CRYPTED: x\n\n", b"Dovecot-LZ4:\n\n", b"", b"\x1f"])
 def test_not_packed(data: bytes) -> None:
     assert message.encoding(data) is None
 
@@ -150,9 +145,7 @@ def test_readable_headers_of_plain_and_cut_starts() -> None:
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
 def test_a_bomb_stops_at_the_limit(pack: object) -> None:
     assert callable(pack)
-    headers = message.readable_headers(pack(b"\0" * 30_000_000))
-    assert headers is not None
-    assert len(headers) <= message.READ_LIMIT
+    assert message.readable_headers(pack(b"x" * 3_000_000)) == b"x" * message.READ_LIMIT
 
 
 @given(st.binary(max_size=100), st.integers(1, 30))
@@ -172,7 +165,7 @@ def test_pieces_do_not_copy() -> None:
 
 def test_large_messages_are_split_quickly() -> None:
     data = HEADERS.replace(b"\n", b"\r\n") + b"\r\n" + b"0123456789" * 3_000_000
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(1000):
         message.header_length(data)
-    assert time.perf_counter() - start < 0.5  # 0.01 s here: bodies are not looked through
+    assert time.process_time() - start < 0.5  # 0.01 s here: bodies are not looked through

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +26,9 @@ MATCHES = [
     ("/{user}/Maildir", b"/", b"alice/Maildir", {"user": b"alice"}),
     ("/m/{domain}/{user:1}/{user}", b"/m", b"d/a/alice", {"domain": b"d", "user": b"alice"}),
     ("/m/{domain}/{user:1}/{user}", b"/m", b"d/a/Alice", {"domain": b"d", "user": b"Alice"}),
+    ("/m/{domain}/{user:1}/{user}", b"/m", b"d/A/alice", {"domain": b"d", "user": b"alice"}),
     ("/m/{domain}/{user:1}/{user}", b"/m", b"d/b/alice", None),
+    ("/m/{user}/a.c", b"/m", b"alice/abc", None),
     ("/m/{user:2}/{user}", b"/m", b"x/x", {"user": b"x"}),
     ("/m/{user:2}/{user}", b"/m", b"xy/xyz", {"user": b"xyz"}),
     ("/m/{user:2}/{user}", b"/m", b"x/xyz", None),
@@ -97,6 +101,12 @@ def test_what_cannot_be_a_pattern(text: str, says: str) -> None:
     with pytest.raises(ValueError) as caught:
         Pattern.parse(text)
     assert says in str(caught.value)
+
+
+def test_a_path_that_is_no_utf_8() -> None:
+    pattern = Pattern.parse(os.fsdecode(b"/srv/\xff/{user}/\xfe"))
+    assert pattern.root == b"/srv/\xff"
+    assert pattern.capture([b"alice", b"\xfe"]) == {"user": b"alice"}
 
 
 def test_a_percent_sign_is_not_always_dovecot() -> None:

@@ -233,23 +233,12 @@ def split_entry(data):
     line, signature, end = data.split(b"\n")
     if end:
         raise ValueError("not two lines")
-    return {"data": data, "entry": parse(line), "line": line, "signature": base64.b64decode(signature, validate=True)}
+    return {"data": data, "entry": parse(line), "line": line, "sig": base64.b64decode(signature, validate=True)}
 
 
-def verify(v, item):
-    """Does the signature fit the line? As by hand in section 10. Runs in a worker."""
-    der = bytes.fromhex("302a300506032b6570032100" + item["entry"]["signer"])  # the fixed head of an Ed25519 public key
-    pem = b"-----BEGIN PUBLIC KEY-----\n" + base64.b64encode(der) + b"\n-----END PUBLIC KEY-----\n"
-    with tempfile.TemporaryDirectory(dir=v["tmp"]) as here:
-        for name, data in (("line", item["line"]), ("sig", item["signature"]), ("key.pem", pem)):
-            with open(os.path.join(here, name), "wb") as file:
-                file.write(data)
-        command = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", "key.pem", "-rawin", "-in", "line", "-sigfile", "sig"]
-        return subprocess.run(command, cwd=here, capture_output=True, check=False).returncode == 0
-
-
-def judge(v, entry, seq, prev):
-    """Damage if this entry cannot stand here. prev = () where the one before is unknown. The signature is checked elsewhere."""
+def judge(v, item, seq, prev):
+    """Damage if this entry cannot stand here, or its signature does not fit. prev = () where the one before is unknown."""
+    entry = item["entry"]
     if entry["type"] not in ("trust", "packs", "snapshot"):
         raise Damage(f"its type {show(entry['type'])} is unknown")
     if entry["vault"] != v["id"] or entry["seq"] != seq:
@@ -258,6 +247,14 @@ def judge(v, entry, seq, prev):
         raise Damage("the chain is broken: it was not written after the entry that is before it here")
     if entry["signer"] not in ({v["admin"]} if entry["type"] == "trust" else v["writers"]):
         raise Damage("its signer is not trusted")
+    der = bytes.fromhex("302a300506032b6570032100" + entry["signer"])  # the fixed head of an Ed25519 public key
+    pem = b"-----BEGIN PUBLIC KEY-----\n" + base64.b64encode(der) + b"\n-----END PUBLIC KEY-----\n"
+    for name, data in (("line", item["line"]), ("sig", item["sig"]), ("key.pem", pem)):
+        with open(os.path.join(v["tmp"], name), "wb") as file:
+            file.write(data)
+    command = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", "key.pem", "-rawin", "-in", "line", "-sigfile", "sig"]
+    if subprocess.run(command, cwd=v["tmp"], capture_output=True, check=False).returncode != 0:
+        raise Damage("its signature is wrong")
 
 
 def learn(v, item):
@@ -282,9 +279,9 @@ def begin_at_page(v, entry, first):
     last = 0
     for text in entry["trust"]:
         older = split_entry(text.encode("utf-8"))
-        judge(v, older["entry"], older["entry"]["seq"], () if last else None)
-        if older["entry"]["type"] != "trust" or not last < older["entry"]["seq"] < first or not verify(v, older):
-            raise Damage("a trust entry that it repeats is not genuine")
+        judge(v, older, older["entry"]["seq"], () if last else None)
+        if older["entry"]["type"] != "trust" or not last < older["entry"]["seq"] < first:
+            raise Damage("what it repeats are not the trust entries before it")
         learn(v, older)
         last = older["entry"]["seq"]
     live = entry["lists"]["live"]
@@ -320,7 +317,7 @@ def take_entry(v, seq, first, prev):
     item = split_entry(load(v, ledger_key(seq), RECORD_MAX))
     if seq == first != 1:
         begin_at_page(v, item["entry"], first)
-    judge(v, item["entry"], seq, prev)
+    judge(v, item, seq, prev)
     if seq % 256 == 0 and item["entry"].get("trust") != v["trust"]:
         raise Damage("the trust entries that it repeats are not those of the chain")
     learn(v, item)
@@ -330,17 +327,13 @@ def take_entry(v, seq, first, prev):
 def check_ledger(v):
     """Walk the chain: every entry, signature and pinned hash must be right, or nothing is restored."""
     first, last = ledger_range(v)
-    prev, hashes, checks = (None if first == 1 else ()), {}, {}
+    prev, hashes = (None if first == 1 else ()), {}
     for seq in range(first, last + 1):
         try:
             item = take_entry(v, seq, first, prev)
         except (Damage, *MALFORMED) as problem:
             stop(4, f"ledger entry {seq} is refused: {show(problem)}. Nothing is restored; try another copy of the vault")
-        checks[seq] = v["pool"].submit(verify, v, item)
         hashes[seq] = prev = sha256(item["data"])
-    for seq, check in checks.items():
-        if not check.result():
-            stop(4, f"ledger entry {seq} is refused: its signature is wrong. Nothing is restored; try another copy of the vault")
     for seq, digest in v["pins"]:
         if seq > last:
             stop(4, f"refused: the ledger ends at {last}, but entry {seq} has been seen: this copy is old or was cut")
@@ -376,10 +369,10 @@ def epoch_identity(v, epoch):
                 text, _, complaint = pipeline(v, [["age", "-d", "-i", v["kit"]]], sealed, KEY_MAX)
                 line = re.search(rb"^AGE-SECRET-KEY-1\S+", text, re.M)
                 if line:
-                    found = write_secret(v, f"epoch-{epoch}", line[0] + b"\n")
+                    v["no_key"], found = False, write_secret(v, f"epoch-{epoch}", line[0] + b"\n")
                     break
-                v["no_key"].append(epoch)  # the object is as it was signed: it is the identity that does not fit
-                found = Damage(f"your identity does not open {key} ({complaint})")
+                found = Damage(f"your identity does not open {key} ({complaint})")  # it is as it was signed
+                v["no_key"] = True
             except Damage as problem:
                 found = problem
         v["identities"][epoch] = found
@@ -787,17 +780,19 @@ def main():
     v = {"vault": args.vault, "tmp": tempfile.mkdtemp(dir=MEMORY)}
     v.update({kind: {} for kind in ("packs", "keys", "snapshots", "texts", "identities", "footers", "damage", "twins")})
     v.update({"late_links": {}, "late_dirs": {}, "cache": collections.OrderedDict(), "writers": set(), "made": set()})
-    v.update({"trust": [], "lost": [], "no_key": [], "pool": concurrent.futures.ThreadPoolExecutor(WORKERS)})
+    v.update({"trust": [], "lost": [], "no_key": False, "pool": concurrent.futures.ThreadPoolExecutor(WORKERS)})
     try:
         run(v, args)
         for problem in (*v["damage"], *v["lost"]):
             warn(("damaged: " if problem in v["damage"] else "NOT RESTORED: ") + problem)
+        sys.stdout.flush()
         return (7 if v["no_key"] else 4) if v["lost"] or v["damage"] else 0
     except MALFORMED as problem:
         warn(f"the snapshot is malformed ({type(problem).__name__}: {show(problem)})")
         return 4
     except OSError as problem:
         warn(f"cannot go on: {problem}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # if nobody reads what we print, say it once only
         return 1
     except KeyboardInterrupt:
         return 130
