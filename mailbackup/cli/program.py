@@ -90,7 +90,7 @@ def translate(error: BaseException) -> MailbackupError:
         return UsageError(one_line(error.format_message()), hint=f"See '{path} --help'.")
     if isinstance(error, typer.Abort | EOFError):
         return Interrupted("stopped: no answer", hint="Nothing was changed.")
-    return MailbackupError(one_line(f"unexpected {type(error).__name__}: {error}"))
+    return MailbackupError(one_line(f"unexpected {type(error).__name__}: {error}").removesuffix(":"))
 
 
 def _command_of(error: BaseException) -> str:

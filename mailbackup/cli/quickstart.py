@@ -45,18 +45,25 @@ def quickstart(
     settings = run.settings
     if settings.config or settings.state or settings.store or settings.identity:
         raise UsageError("quickstart makes its own configuration, state, store and kit", hint="Leave out these options.")
-    trial = Trial(run, _new_folder(mail_root), mail_root)
+    layout = _look(mail_root) if mail_root else None
+    trial = Trial(run, _new_folder(), layout)
     trial.perform()
     return trial.answer()
 
 
-def _new_folder(mail_root: str | None) -> str:
+def _look(mail_root: str) -> Layout:
+    """What is in the given mail; before anything is made, since it may be nothing."""
+    from mailbackup.cli.layout import find_layout
+
+    source = os.path.realpath(mail_root)
+    if os.path.commonpath((os.path.realpath("."), source)) == source:
+        raise UsageError(f"{os.getcwd()} lies inside {mail_root}, which is only to be read", hint="Run it in another folder.")
+    return find_layout(mail_root)
+
+
+def _new_folder() -> str:
     """A new folder for everything, readable for its owner only since the kit lies in it."""
     folder = os.path.abspath(time.strftime("mailbackup-quickstart-%Y%m%d-%H%M%S"))
-    if mail_root is not None:
-        source = os.path.realpath(mail_root)
-        if os.path.commonpath((os.path.realpath(folder), source)) == source:
-            raise UsageError(f"{os.getcwd()} lies inside {mail_root}, which is only to be read", hint="Run it in another folder.")
     try:
         os.mkdir(folder, 0o700)
     except FileExistsError:
@@ -72,7 +79,7 @@ class Trial:
 
     run: Run
     folder: str
-    mail_root: str | None
+    given: Layout | None  # of somebody's own mail
     begun: float = field(default_factory=time.monotonic)
     steps: int = 0
     results: dict[str, Any] = field(default_factory=dict)
@@ -114,10 +121,10 @@ class Trial:
         from mailbackup.sample.mailstore import make_sample
 
         with self._step() as about:
-            if self.mail_root is None:
+            if self.given is None:
                 make_sample(self.place("mail"))
-            layout = find_layout(self.mail_root or self.place("mail"))
-            found = f"{'made-up mail' if self.mail_root is None else 'mail found'}: {number(len(layout.mailboxes), 'mailbox', 'mailboxes')}"
+            layout = self.given or find_layout(self.place("mail"))
+            found = f"{'your mail' if self.given else 'made-up mail'}: {number(len(layout.mailboxes), 'mailbox', 'mailboxes')}"
             others = f"; {layout.others:,} others do not fit it and are left out" if layout.others else ""
             about.append(f"{found}, pattern {layout.pattern.text}{others}")
         self.results["pattern"] = layout.pattern.text
@@ -155,7 +162,7 @@ class Trial:
         from mailbackup.sample.mailstore import simulate_day
 
         with self._step() as about:
-            if self.mail_root is None:
+            if self.given is None:
                 simulate_day(self.place("mail"), seed=1)
                 about.append("a day passes: mail arrives, is read, flagged, moved and deleted")
             else:
@@ -170,8 +177,8 @@ class Trial:
         with self._step() as about:
             result = app.restore_mailbox(reader, chosen.address, to=target, location=chosen.location)
             seen = compare(_source_of(chosen, layout), os.fsencode(target))
-            about.append(f"{chosen.address} restored: {_verdict(seen, live=self.mail_root is not None)}")
-        missing = 0 if self.mail_root else seen.only_source + seen.only_copy
+            about.append(f"{chosen.address} restored: {_verdict(seen, live=self.given is not None)}")
+        missing = 0 if self.given else seen.only_source + seen.only_copy
         self._note(result.findings, DamageError.exit_status if seen.different or missing or result.outcome == "incomplete" else 0)
         self.results["restored"] = {"address": chosen.address, "to": target, **{name: getattr(seen, name) for name in seen.__slots__}}
 
@@ -200,7 +207,7 @@ class Trial:
     def _closing(self, seconds: float) -> list[str]:
         here = os.path.relpath(self.folder)
         program, key = f"mailbackup --config {here}/mailbackup.toml", f"--identity {here}/kit.txt"
-        pattern = shlex.quote(self.results["pattern"] if self.mail_root else "/var/vmail/{domain}/{user}/Maildir")
+        pattern = shlex.quote(self.results["pattern"] if self.given else "/var/vmail/{domain}/{user}/Maildir")
         return [
             f"Done in {duration(seconds)}.",
             "",

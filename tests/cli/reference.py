@@ -24,10 +24,10 @@ the same again may help. The hint is the default one; where more is known, the e
 JSON_HEAD = """\
 # JSON output
 
-With `--json` a command writes nothing to stdout but one line: one JSON object, which always has `command`, `outcome` and `exit_status`
-(see [exit-status.md](exit-status.md)). Names that are not UTF-8 stand as `{"b64": …}` where this is said, else with `\\xNN` escapes. Progress is not
-shown, and nobody is asked anything but a passphrase, on the terminal. Scripts may rely on these members; more may be added, and the version in the
-name of a schema rises when one changes its meaning or goes.
+With `--json` a command writes nothing to stdout but one line: one JSON object, which always has `command`, `outcome` and
+`exit_status` (see [exit-status.md](exit-status.md)). Names that are not UTF-8 stand as `{"b64": …}` where this is said, else with
+`\\xNN` escapes. Progress is not shown, and nothing is asked for but a passphrase, on the terminal. Scripts may rely on these members;
+more may be added, and the version in the name of a schema rises when one changes its meaning or goes.
 
 """
 CLI_HEAD = """\

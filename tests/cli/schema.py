@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 _TYPES = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool, "null": type(None)}
-KNOWN = {"$schema", "$id", "$defs", "$ref", "title", "description", "type", "required", "properties", "items", "enum", "const", "anyOf", "oneOf", "minimum"}
+ABOUT = {"$schema", "$id", "$defs", "title", "description"}
+KNOWN = ABOUT | {"$ref", "type", "required", "properties", "items", "enum", "const", "anyOf", "oneOf", "minimum"}
 
 
 def problems(value: Any, schema: dict[str, Any], root: dict[str, Any] | None = None, path: str = "$") -> list[str]:

@@ -109,9 +109,14 @@ def whole(number):
 
 def safe(path):
     """The path itself if it stays inside its tree, else Damage."""
-    if b"\0" in path or any(part in (b"", b".", b"..") for part in path.split(b"/")):
+    if b"\0" in path or not {b"", b".", b".."}.isdisjoint(path.split(b"/")):
         raise Damage("refused: its name is unsafe (absolute, empty, NUL, '.' or '..')")
     return path
+
+
+def short(v, path):
+    """A path as seen from the target."""
+    return path[len(v["to"]) + 1 :]
 
 
 @contextlib.contextmanager
@@ -549,7 +554,7 @@ def put_file(v, record, tree, path, entry, coming):
 
 def put(v, record, tree, path, entry, coming):
     """Restore one entry; links, and what directories look like, wait for finish()."""
-    kind, shown = entry.get("type", "f"), show(os.path.relpath(path, v["to"]))
+    kind = entry.get("type", "f")
     if kind == "f":
         put_file(v, record, tree, path, entry, coming)
     elif kind == "d":
@@ -559,9 +564,9 @@ def put(v, record, tree, path, entry, coming):
         make_dirs(v, os.path.dirname(path))
         v["late_links"][path] = (name_of(entry["target"]), meta_of(record, entry))
     elif kind in SPECIAL:
-        print(f"not made: {shown}: {SPECIAL[kind]} {entry.get('device', '')}")
+        print(f"not made: {show(short(v, path))}: {SPECIAL[kind]} {entry.get('device', '')}")
     elif kind == "m":
-        print(f"{shown} is the mailbox {show(name_of(entry['target']))}: look below mail/")
+        print(f"{show(short(v, path))} is the mailbox {show(name_of(entry['target']))}: look below mail/")
     else:
         raise Damage(f"its type {show(kind)} is unknown")
 
@@ -579,7 +584,7 @@ def put_all(v, record, base, pairs):
         return [record["blocks"][row] for row in rows[place[ref[0]] + 1 :][:AHEAD]]
 
     for path, entry in pairs:
-        with attempt(v, os.path.join(os.path.relpath(base, v["to"]), path.lstrip(b"/"))):
+        with attempt(v, short(v, base) + b"/" + path):
             put(v, record, base, base if path == b"." else os.path.join(base, safe(path)), entry, coming)
     return len(pairs) - (len(v["lost"]) - before)
 
@@ -587,13 +592,13 @@ def put_all(v, record, base, pairs):
 def finish(v):
     """Symbolic links when no file is written any more; then modes and times of directories, the deepest first."""
     for path, (target, meta) in v["late_links"].items():
-        with attempt(v, os.path.relpath(path, v["to"])):
+        with attempt(v, short(v, path)):
             os.symlink(target, path)
             os.utime(path, ns=(meta[5], meta[5]), follow_symlinks=False)
             if v["owners"]:
                 os.lchown(path, *owner_of(meta))
     for path in sorted(v["late_dirs"], key=lambda path: -path.count(b"/")):
-        with attempt(v, os.path.relpath(path, v["to"])), contextlib.ExitStack() as stack:
+        with attempt(v, short(v, path)), contextlib.ExitStack() as stack:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             stack.callback(os.close, fd)
             apply_meta(v, fd, v["late_dirs"][path])
@@ -632,7 +637,7 @@ def read_flags(v, tree, ref, count, what):
 def restore_folder(v, tree, folder, base):
     """The messages of a mail folder; returns how many."""
     where, done = name_of(folder["name"]), 0
-    label = os.path.join(os.path.relpath(base, v["to"]), where)
+    label = os.path.join(short(v, base), where)
     for segment in folder["segments"]:
         with attempt(v, label + f": {segment.get('count')} messages".encode()):
             facts, pairs = read_record(v, tree, segment["facts"], "facts"), []
@@ -652,7 +657,7 @@ def restore_files(v, record, segments, base):
     """A tree of files; returns how many entries."""
     done = 0
     for segment in segments:
-        with attempt(v, os.path.relpath(base, v["to"]) + f": {segment.get('count')} entries".encode()):
+        with attempt(v, short(v, base) + f": {segment.get('count')} entries".encode()):
             files = read_record(v, record, segment["ref"], "files")
             done += put_all(v, files, base, [(name_of(entry["name"]), entry) for entry in files["entries"]])
     return done

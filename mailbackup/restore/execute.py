@@ -1,0 +1,141 @@
+"""Carrying out a restore plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from mailbackup.errors import DamageError, SafetyRefusal, StoreError, UnsafeName, WouldOverwrite, WrongIdentity
+from mailbackup.model.events import OnEvent, Phase, Progress
+from mailbackup.model.finding import Finding, FindingKind
+from mailbackup.model.ids import safe_path, show
+from mailbackup.model.tree import BlobRef
+from mailbackup.restore.plan import RestorePlan, Step
+from mailbackup.restore.target import AttributeKept, Target
+from mailbackup.vault.blocks import BlockStream
+from mailbackup.vault.reader import VaultReader
+
+_IN_MEMORY = 64 << 20  # bytes; a larger file is written blob by blob
+
+
+@dataclass(slots=True)
+class Done:
+    """What was put in place."""
+
+    messages: int = 0
+    files: int = 0
+    bytes: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+
+class Executor:
+    """Executes one plan on one target. Stops at errors of the target; damage in the vault costs the file concerned and becomes a finding."""
+
+    def __init__(self, reader: VaultReader, plan: RestorePlan, target: Target, *, overwrite: bool, on_event: OnEvent) -> None:
+        self._reader = reader
+        self._plan = plan
+        self._target = target
+        self._overwrite = overwrite
+        self._on_event = on_event
+        self._links: dict[bytes, bytes] = {}  # first name of a hard-linked file → where it was restored
+        self._owners_kept = 0
+        self.done = Done(findings=list(plan.findings))
+
+    def run(self) -> Done:
+        """Directories, files in the order in which their bodies lie in the vault, links, then the directories' attributes."""
+        self._refuse_overwriting()
+        self._target.prepare()
+        try:
+            self._run()
+        finally:
+            self._target.close()
+        return self.done
+
+    def _refuse_overwriting(self) -> None:
+        if self._plan.in_the_way:
+            first = self._plan.in_the_way[0]
+            raise WouldOverwrite(f"{len(self._plan.in_the_way)} files exist in the target with other content, first {show(first.path)}")
+
+    def _run(self) -> None:
+        plan = self._plan
+        for step in plan.directories:
+            self._guarded(step, lambda step=step: self._target.make_directory(step.path))  # type: ignore[misc]
+        plan.files.sort(key=lambda step: (step.refs[-1][:3] if step.refs else ("", 0, 0), step.path))
+        total = len(plan.files)
+        self._on_event(Phase("restoring", total, "files"))
+        stream = self._reader.stream(ref for step in plan.files for ref in step.refs)
+        try:
+            for count, step in enumerate(plan.files, 1):
+                self._file(step, stream)
+                if count % 64 == 0:
+                    self._on_event(Progress(count, self.done.bytes))
+        finally:
+            stream.close()
+        for step in plan.others:
+            self._guarded(step, lambda step=step: self._special(step))  # type: ignore[misc]
+        for step in sorted(plan.directories, key=lambda step: step.path.count(b"/") + bool(step.path), reverse=True):
+            self._guarded(step, lambda step=step: self._target.finish_directory(step.path, step.entry, step.owner))  # type: ignore[misc]
+        if self._owners_kept:
+            detail = f"{self._owners_kept} files and directories belong to the user who restored them; only root can set owners"
+            self.done.findings.append(Finding(FindingKind.OWNER_KEPT, "owners", detail))
+
+    def _file(self, step: Step, stream: BlockStream) -> None:
+        parts: list[bytes] | Iterator[bytes]
+        try:
+            first = self._first_name(step)
+            if first is not None:
+                self._guarded(step, lambda: self._target.link(step.path, first, replace=self._overwrite))
+            else:
+                parts = [stream.blob(ref) for ref in step.refs] if step.entry.size <= _IN_MEMORY else _checked(stream, step.refs)
+                self._guarded(step, lambda: self._write(step, parts))
+        except (DamageError, UnsafeName, WrongIdentity, StoreError) as error:
+            if isinstance(error, StoreError) and error.retryable:
+                raise
+            self.done.findings.append(Finding(FindingKind.NOT_RESTORED, show(step.path), str(error)))
+            return
+        self.done.messages += step.is_message
+        self.done.files += not step.is_message
+        self.done.bytes += step.entry.size
+
+    def _first_name(self, step: Step) -> bytes | None:
+        if step.entry.hard is None or step.is_message:
+            return None
+        group = safe_path(step.entry.hard)
+        return self._links.get(group)
+
+    def _write(self, step: Step, parts: list[bytes] | Iterator[bytes]) -> None:
+        through = None
+        if step.is_message:
+            folder = step.path.rsplit(b"/", 2)[:-2]
+            through = (folder[0] + b"/" if folder else b"") + b"tmp"
+        try:
+            self._target.write_file(step.path, parts, step.entry, step.owner, replace=self._overwrite, through=through)
+        finally:
+            if step.entry.hard is not None and not step.is_message:
+                self._links.setdefault(safe_path(step.entry.hard), step.path)
+
+    def _special(self, step: Step) -> None:
+        self._target.special(step.path, step.entry, step.owner, replace=self._overwrite)
+        self.done.files += 1
+
+    def _guarded(self, step: Step, action: Callable[[], None]) -> None:
+        """Run a step of the target; what concerns only this entry becomes a finding."""
+        try:
+            action()
+        except AttributeKept as kept:
+            if str(kept) == "owner":
+                self._owners_kept += 1
+            else:
+                self.done.findings.append(Finding(FindingKind.ATTRIBUTE_KEPT, show(step.path), str(kept)))
+        except SafetyRefusal as error:
+            if isinstance(error, WouldOverwrite | UnsafeName) or type(error) is SafetyRefusal:
+                self.done.findings.append(Finding(FindingKind.NOT_RESTORED, show(step.path), str(error)))
+                return
+            raise
+
+
+def _checked(stream: BlockStream, refs: tuple[BlobRef, ...]) -> Iterator[bytes]:
+    """The content of a large file, blob by blob; it is renamed into place only when the last one was checked."""
+    for ref in refs:
+        yield stream.blob(ref)
+

@@ -1,0 +1,289 @@
+"""A directory that a restore writes into.
+
+Nothing here follows a symbolic link below the root of the target: every directory is opened component by component with O_NOFOLLOW, and files are
+made in place by their directory's descriptor. So an archived link `evil -> /etc` followed by `evil/passwd` cannot write outside, nor can a link
+that somebody plants while the restore runs. A file appears under its name whole, by rename, or not at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import ctypes
+import errno
+import os
+import secrets
+import stat
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from enum import Enum, auto
+
+from mailbackup.errors import SafetyRefusal, StoreRefused, WouldOverwrite
+from mailbackup.host import group_id, translate_os_error, user_id
+from mailbackup.model.ids import from_name, show
+from mailbackup.model.tree import Entry, Mtime, Owner
+
+_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DESCRIPTORS = 64  # directories that are kept open
+_NANO = 1_000_000_000
+
+
+class Existing(Enum):
+    """What lies where an entry will go."""
+
+    ABSENT = auto()
+    WHOLE = auto()  # the same kind, size and mtime: an earlier, interrupted restore finished it
+    OTHER = auto()
+
+
+class AttributeKept(Exception):
+    """Content is in place, but an attribute could not be set; the text names it."""
+
+
+class Target:
+    """The root directory of a restore. It is made (0700) when the first thing is written."""
+
+    def __init__(self, root: str) -> None:
+        self.root = os.fsencode(os.path.abspath(root))
+        self.as_root = os.geteuid() == 0
+        self._descriptors: OrderedDict[bytes, int] = OrderedDict()
+
+    # -- looking, for the plan
+
+    def look(self, path: bytes, entry: Entry) -> Existing:
+        """What lies at `path` now, compared with the entry by kind, size and mtime."""
+        try:
+            status = os.lstat(self._full(path))
+        except OSError:
+            return Existing.ABSENT
+        if entry.type == "l":
+            same = stat.S_ISLNK(status.st_mode) and entry.target is not None and os.readlink(self._full(path)) == from_name(entry.target)
+        elif entry.type == "f":
+            same = stat.S_ISREG(status.st_mode) and (status.st_size, divmod(status.st_mtime_ns, _NANO)) == (entry.size, tuple(entry.mtime))
+        else:
+            same = stat.S_IFMT(status.st_mode) == _FORMATS.get(entry.type)
+        return Existing.WHOLE if same else Existing.OTHER
+
+    def names(self, path: bytes) -> list[bytes]:
+        """Names in a directory; none when it is not there."""
+        try:
+            return os.listdir(self._full(path))
+        except OSError:
+            return []
+
+    def _full(self, path: bytes) -> bytes:
+        return self.root + b"/" + path if path else self.root
+
+    # -- writing
+
+    def prepare(self) -> None:
+        """Make the root."""
+        try:
+            os.makedirs(self.root, mode=0o700, exist_ok=True)
+        except FileExistsError:
+            raise WouldOverwrite(f"{show(self.root)} exists and is not a directory", hint="Choose another --to.") from None
+        except OSError as error:
+            raise translate_os_error(error, f"make {show(self.root)}") from error
+
+    def make_directory(self, path: bytes) -> None:
+        """A directory, and those above it. Attributes come at the end, by `finish_directory`."""
+        self._directory(path)
+
+    def write_file(self, path: bytes, parts: Iterable[bytes], entry: Entry, owner: Owner, *, replace: bool, through: bytes | None = None) -> None:
+        """A file, whole or not at all: written beside its place (or in the directory `through`, a Maildir's tmp), then renamed.
+
+        Raises WouldOverwrite when something is there and `replace` is false; AttributeKept when only an attribute is missing.
+        """
+        directory, name = os.path.split(path)
+        home = self._directory(directory)
+        staging = home if through is None else self._directory(through)
+        temp = b".mailbackup-" + secrets.token_hex(8).encode()
+        with self._translated(path):
+            fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=staging)
+            try:
+                kept = self._fill(fd, parts, entry, owner)
+                self._publish(staging, temp, home, name, replace=replace)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temp, dir_fd=staging)
+                raise
+            finally:
+                os.close(fd)
+        if kept:
+            raise AttributeKept(kept)
+
+    def _fill(self, fd: int, parts: Iterable[bytes], entry: Entry, owner: Owner) -> str:
+        for part in parts:
+            rest = memoryview(part)
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+        kept = self._own(fd, owner)
+        os.fchmod(fd, owner.mode & 0o7777)
+        kept = _set_xattrs(fd, entry) or kept
+        os.utime(fd, ns=_times(entry.mtime))
+        return kept
+
+    @staticmethod
+    def _publish(staging: int, temp: bytes, home: int, name: bytes, *, replace: bool) -> None:
+        if replace:
+            with contextlib.suppress(FileNotFoundError):
+                if stat.S_ISDIR(os.stat(name, dir_fd=home, follow_symlinks=False).st_mode):
+                    raise WouldOverwrite(f"a directory is where {show(name)} must go", hint="Move it away and run again.")
+            os.rename(temp, name, src_dir_fd=staging, dst_dir_fd=home)
+            return
+        try:
+            os.link(temp, name, src_dir_fd=staging, dst_dir_fd=home, follow_symlinks=False)
+        except FileExistsError:
+            raise WouldOverwrite(f"{show(name)} appeared in the target meanwhile") from None
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+                raise
+            if os.access(name, os.F_OK, dir_fd=home, follow_symlinks=False):
+                raise WouldOverwrite(f"{show(name)} appeared in the target meanwhile") from None
+            os.rename(temp, name, src_dir_fd=staging, dst_dir_fd=home)
+            return
+        os.unlink(temp, dir_fd=staging)
+
+    def link(self, path: bytes, first: bytes, *, replace: bool) -> None:
+        """A further name of a file that was restored."""
+        directory, name = os.path.split(path)
+        source_directory, source = os.path.split(first)
+        home = self._directory(directory)
+        with self._translated(path):
+            if replace:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=home)
+            os.link(source, name, src_dir_fd=self._directory(source_directory), dst_dir_fd=home, follow_symlinks=False)
+
+    def special(self, path: bytes, entry: Entry, owner: Owner, *, replace: bool) -> None:
+        """A symbolic link, FIFO or device. Raises AttributeKept when this user may not make it or set its owner."""
+        directory, name = os.path.split(path)
+        home = self._directory(directory)
+        with self._translated(path):
+            if replace:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=home)
+            if entry.type == "l":
+                os.symlink(from_name(entry.target) if entry.target is not None else b"", name, dir_fd=home)
+            elif entry.type == "p":
+                os.mkfifo(name, owner.mode & 0o7777, dir_fd=home)
+            else:
+                self._device(home, name, entry, owner)
+            if self.as_root:
+                os.chown(name, *_ids(owner), dir_fd=home, follow_symlinks=False)
+            if entry.type != "l":
+                os.chmod(name, owner.mode & 0o7777, dir_fd=home)
+            os.utime(name, ns=_times(entry.mtime), dir_fd=home, follow_symlinks=False)
+
+    def _device(self, home: int, name: bytes, entry: Entry, owner: Owner) -> None:
+        if not self.as_root or entry.device is None:
+            raise AttributeKept("a device, which only root can make")
+        os.mknod(name, (owner.mode & 0o7777) | _FORMATS[entry.type], os.makedev(*entry.device), dir_fd=home)
+
+    def finish_directory(self, path: bytes, entry: Entry, owner: Owner) -> None:
+        """Owner, mode, attributes and mtime of a directory, once everything below it is in place. Raises AttributeKept."""
+        fd = self._directory(path)
+        with self._translated(path):
+            kept = self._own(fd, owner)
+            os.fchmod(fd, owner.mode & 0o7777)
+            kept = _set_xattrs(fd, entry) or kept
+            os.utime(fd, ns=_times(entry.mtime))
+        if kept:
+            raise AttributeKept(kept)
+
+    def close(self) -> None:
+        """Make everything durable and release descriptors."""
+        with contextlib.suppress(OSError):
+            fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                _syncfs(fd)
+            finally:
+                os.close(fd)
+        for fd in self._descriptors.values():
+            os.close(fd)
+        self._descriptors.clear()
+
+    # -- inside
+
+    def _own(self, fd: int, owner: Owner) -> str:
+        """Set the owner as root; else say once what stays. An id that this host calls otherwise goes back by name."""
+        if self.as_root:
+            os.fchown(fd, *_ids(owner))
+            return ""
+        status = os.fstat(fd)
+        return "" if (status.st_uid, status.st_gid) == (owner.uid, owner.gid) else "owner"
+
+    def _directory(self, path: bytes) -> int:
+        """A descriptor of a directory below the root, made if need be, reached without following a link."""
+        fd = self._descriptors.get(path)
+        if fd is not None:
+            self._descriptors.move_to_end(path)
+            return fd
+        with self._translated(path):
+            if not path:
+                fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            else:
+                parent, name = os.path.split(path)
+                fd = _enter(self._directory(parent), name)
+        self._descriptors[path] = fd
+        while len(self._descriptors) > _DESCRIPTORS:
+            oldest = next(iter(self._descriptors))
+            if oldest == path or path.startswith(oldest + b"/") or not oldest:
+                self._descriptors.move_to_end(oldest)
+                if len(self._descriptors) > 2 * _DESCRIPTORS:
+                    break
+                continue
+            os.close(self._descriptors.pop(oldest))
+        return fd
+
+    @contextlib.contextmanager
+    def _translated(self, path: bytes) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                raise SafetyRefusal(
+                    f"{show(self._full(path))}: a symbolic link or file stands where a directory belongs",
+                    hint="Links in the target are not followed. Restore into an empty folder.",
+                ) from None
+            raise translate_os_error(error, f"write {show(self._full(path))}") from error
+
+
+_FORMATS = {"d": stat.S_IFDIR, "m": stat.S_IFDIR, "p": stat.S_IFIFO, "c": stat.S_IFCHR, "b": stat.S_IFBLK}
+
+
+def _enter(parent: int, name: bytes) -> int:
+    try:
+        return os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
+    except FileNotFoundError:
+        os.mkdir(name, 0o700, dir_fd=parent)
+        return os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
+
+
+def _ids(owner: Owner) -> tuple[int, int]:
+    """Numbers on this host: by name where the name exists here (daemons get their numbers in order of installation), else the old number."""
+    uid = user_id(owner.user) if owner.user else None
+    gid = group_id(owner.group) if owner.group else None
+    return (owner.uid if uid is None else uid), (owner.gid if gid is None else gid)
+
+
+def _times(mtime: Mtime) -> tuple[int, int]:
+    ns = mtime[0] * _NANO + mtime[1]
+    return ns, ns
+
+
+def _set_xattrs(fd: int, entry: Entry) -> str:
+    """Name of the first attribute that could not be set, or an empty text."""
+    failed = ""
+    for name, value in (entry.xattrs or {}).items():
+        try:
+            os.setxattr(fd, name, base64.b64decode(value))
+        except (OSError, ValueError) as error:
+            failed = failed or f"attribute {name}: {error}"
+    return failed
+
+
+def _syncfs(fd: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syncfs(fd) != 0:
+        raise StoreRefused("cannot sync the target")

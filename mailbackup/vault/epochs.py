@@ -1,0 +1,69 @@
+"""Opening what the epochs sealed: their identities lie in the vault, sealed to the recipients, and are opened when a block first needs them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from mailbackup.content.ports import Opener
+from mailbackup.errors import DamageError, IdentityMissing, WrongIdentity
+from mailbackup.model.ids import epoch_key, is_object_key
+from mailbackup.stores.base import Store
+
+KEY_LIMIT = 1 << 20  # bytes of a key object
+
+Unwrap = Callable[[bytes], Opener]
+"""Opens a key object with the user's identity and gives an opener for its epoch. Raises WrongIdentity or ObjectDamaged."""
+
+
+class EpochOpener:
+    """An Opener for the whole vault. Tries the epochs it knows, newest first, and loads further ones as needed."""
+
+    def __init__(self, store: Store, unwrap: Unwrap | None) -> None:
+        self._store = store
+        self._unwrap = unwrap
+        self._openers: dict[int, Opener] = {}
+        self._failed: dict[int, Exception] = {}
+        self._lock = threading.Lock()
+
+    def load(self, epoch: int) -> None:
+        """Open the identity of an epoch now. Raises IdentityMissing, WrongIdentity, or what the store raises."""
+        with self._lock:
+            self._load(epoch)
+
+    def open(self, sealed: bytes) -> bytes:
+        """The plaintext. Raises as `Opener.open` does."""
+        for opener in list(self._openers.values()):
+            try:
+                return opener.open(sealed)
+            except WrongIdentity:
+                continue
+        with self._lock:
+            for epoch in self._others():
+                try:
+                    self._load(epoch)
+                    return self._openers[epoch].open(sealed)
+                except WrongIdentity:
+                    continue
+        raise WrongIdentity("a block is sealed to an epoch that this identity does not open")
+
+    def _others(self) -> list[int]:
+        keys = [key for key, _ in self._store.list("keys/") if is_object_key(key)]
+        return sorted({int(key[5:15]) for key in keys} - set(self._openers), reverse=True)
+
+    def _load(self, epoch: int) -> None:
+        if epoch in self._openers:
+            return
+        if self._unwrap is None:
+            raise IdentityMissing("reading the contents of a vault needs an identity")
+        error: Exception = WrongIdentity(f"the identity does not open {epoch_key(epoch)}")
+        prefix = f"keys/{epoch:010d}-"
+        for key in [epoch_key(epoch), *(key for key, _ in self._store.list(prefix) if is_object_key(key) and key != epoch_key(epoch))]:
+            try:
+                self._openers[epoch] = self._unwrap(self._store.get(epoch_key(epoch, int(key[16:26])), KEY_LIMIT))
+                return
+            except WrongIdentity:
+                continue
+            except DamageError as damage:
+                error = damage
+        raise error

@@ -1,0 +1,194 @@
+"""The reading side of a vault: snapshots, trees and blobs, for whoever has an identity and trust anchors. It needs no state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple, TypeVar
+
+from mailbackup.content.block import open_block
+from mailbackup.errors import ChainBroken, NotFound, ObjectDamaged
+from mailbackup.model import codec
+from mailbackup.model.ids import Name, digest, from_name
+from mailbackup.model.ledger import Anchors
+from mailbackup.model.tree import (
+    RECORD_LIMIT,
+    BlobRef,
+    BlockRow,
+    DirectoryRoot,
+    Entry,
+    Folder,
+    MailboxRow,
+    MailboxTree,
+    MailboxTable,
+    Owner,
+    Ref,
+    Segment,
+    SegmentRow,
+    Snapshot,
+)
+from mailbackup.stores.base import Store
+from mailbackup.vault.blocks import BlockReader, BlockStream
+from mailbackup.vault.chain import Link, backwards, check_vault_info, find_head
+from mailbackup.vault.epochs import EpochOpener
+from mailbackup.vault.trees import decode_flags, decode_segment, owner_of, resolve
+
+T = TypeVar("T")
+
+
+class FoundEntry(NamedTuple):
+    """An entry of a tree with everything resolved. `flag` is None for what is not a message; `folder` likewise."""
+
+    folder: bytes | None
+    name: bytes
+    entry: Entry
+    owner: Owner
+    refs: tuple[BlobRef, ...]
+    head: BlobRef | None
+    flag: Name | None
+
+
+class VaultReader:
+    """A vault that is open for reading. Everything it returns was verified."""
+
+    def __init__(self, store: Store, anchors: Anchors, opener: EpochOpener) -> None:
+        check_vault_info(store, anchors)
+        self.store = store
+        self.anchors = anchors
+        self.head = find_head(store)
+        self._opener = opener
+        self.blocks = BlockReader(store, opener)
+
+    def links(self) -> Iterator[Link]:
+        """The entries of the ledger from the head back, checked. Raises ChainBroken."""
+        if self.head == 0:
+            raise ChainBroken(f"store {self.store.name}: the vault has no ledger")
+        return backwards(self.store, self.anchors, self.head)
+
+    def snapshots(self) -> Iterator[Link]:
+        """The snapshots' entries, newest first."""
+        return (link for link in self.links() if link.entry.type == "snapshot")
+
+    def find(self, at: str) -> Link:
+        """The snapshot that `at` means: `latest`, a number, or the newest one at a moment. Raises NotFound."""
+        wanted = None if at == "latest" or at.isdigit() else _moment(at)
+        for link in self.snapshots():
+            if at == "latest" or link.seq == (int(at) if at.isdigit() else -1):
+                return link
+            if wanted is not None and _stamp_of(link) <= wanted:
+                return link
+        raise NotFound(f"there is no snapshot {'yet' if at == 'latest' else repr(at)}")
+
+    def snapshot(self, link: Link) -> Snapshot:
+        """The snapshot that an entry names. Raises ObjectMissing, ObjectDamaged, WrongIdentity."""
+        row = link.entry.snapshot
+        if row is None:
+            raise NotFound(f"entry {link.seq} is not a snapshot")
+        raw = self.store.get(row.key, row.size)
+        if len(raw) != row.size or digest(raw) != row.sha256:
+            raise ObjectDamaged(f"{row.key}: is not the object that the ledger names")
+        self._opener.load(row.epoch)
+        snapshot = codec.decode(open_block(self._opener, raw, row.key, RECORD_LIMIT), Snapshot, row.key)
+        if (snapshot.vault, snapshot.seq) != (self.anchors.vault, link.seq):
+            raise ObjectDamaged(f"{row.key}: belongs to another entry")
+        return snapshot
+
+    # -- trees
+
+    def record(self, ref: BlobRef, kind: type[T], what: str) -> T:
+        """The record in a blob."""
+        return codec.decode(self.blocks.blob(ref), kind, what)
+
+    def mailboxes(self, snapshot: Snapshot, keys: Iterable[str] | None = None) -> Iterator[tuple[MailboxRow, BlobRef]]:
+        """The rows of the mailbox table, with the place of each tree; with `keys`, only segments that can hold them are read."""
+        root = snapshot.root
+        wanted = None if keys is None else set(keys)
+        for index, row in enumerate(root.mailboxes):
+            if wanted is not None and not _may_hold(root.mailboxes, index, wanted):
+                continue
+            table = self.record(resolve(root.blocks, row.ref), MailboxTable, "mailbox table")
+            for mailbox in table.mailboxes:
+                if wanted is None or mailbox.key in wanted:
+                    yield mailbox, resolve(table.blocks, mailbox.tree)
+
+    def mailbox(self, snapshot: Snapshot, address: str, location: str | None = None) -> tuple[MailboxRow, MailboxTree]:
+        """The mailbox of an address (or with this key). Raises NotFound, also when several have it and no location tells which."""
+        rows = [(row, ref) for row, ref in self.mailboxes(snapshot) if _means(row, address) and location in (None, row.location)]
+        if not rows:
+            raise NotFound(
+                f"snapshot {snapshot.seq} has no mailbox {address}" + (f" in location {location}" if location else ""),
+                hint="'mailbackup ls' lists the mailboxes of the newest snapshot; --at names another one.",
+            )
+        if len(rows) > 1:
+            raise NotFound(
+                f"{len(rows)} mailboxes have the address {address}: {', '.join(row.key for row, _ in rows)}", hint="Say which with --location NAME."
+            )
+        row, ref = rows[0]
+        return row, self.record(ref, MailboxTree, f"tree of {address}")
+
+    def files(self, blocks: Sequence[BlockRow], segments: Sequence[SegmentRow], what: str) -> Iterator[FoundEntry]:
+        """The entries of a tree of files, in order."""
+        for row in segments:
+            segment = decode_segment(self.blocks.blob(resolve(blocks, row.ref)), what, "files")
+            for entry in segment.entries:
+                yield _found(None, segment, entry, None)
+
+    def messages(self, tree: MailboxTree, folder: Folder) -> Iterator[FoundEntry]:
+        """The messages of a folder, in order."""
+        what = f"{tree.address}/{folder.name}"
+        name = from_name(folder.name)
+        for row in folder.segments:
+            segment = decode_segment(self.blocks.blob(resolve(tree.blocks, row.facts)), what, "facts")
+            flags = decode_flags(self.blocks.blob(resolve(tree.blocks, row.flags)), len(segment.entries), what)
+            for entry, flag in zip(segment.entries, flags, strict=True):
+                if flag is not None:
+                    yield _found(name, segment, entry, flag)
+
+    def directory(self, snapshot: Snapshot, root: DirectoryRoot) -> Iterator[FoundEntry]:
+        """The entries of a directory source."""
+        return self.files(snapshot.root.blocks, root.segments, str(root.path))
+
+    def stream(self, order: Iterable[BlobRef], threads: int = 2) -> BlockStream:
+        """Blobs that will be asked for in this order."""
+        return BlockStream(self.blocks, order, threads=threads)
+
+
+def _found(folder: bytes | None, segment: Segment, entry: Entry, flag: Name | None) -> FoundEntry:
+    refs = tuple(resolve(segment.blocks, ref) for ref in entry.refs)
+    head: Ref | None = entry.head
+    return FoundEntry(
+        folder, from_name(entry.name), entry, owner_of(segment, entry), refs, None if head is None else resolve(segment.blocks, head), flag
+    )
+
+
+def _may_hold(rows: Sequence[SegmentRow], index: int, keys: set[str]) -> bool:
+    first = str(rows[index].first)
+    after = str(rows[index + 1].first) if index + 1 < len(rows) else None
+    return any(first <= key and (after is None or key < after) for key in keys)
+
+
+def _means(row: MailboxRow, address: str) -> bool:
+    user, at, domain = address.rpartition("@")
+    return address == row.key or row.address == (f"{user}@{domain.lower()}" if at else address)
+
+
+def _stamp_of(link: Link) -> datetime:
+    return _moment(link.entry.time)
+
+
+def _moment(text: str) -> datetime:
+    """A date (its end), a date and time (local), an ISO stamp, `today` or `yesterday`, with an optional time. Raises NotFound."""
+    from datetime import timedelta
+
+    words = text.strip().split()
+    now = datetime.now().astimezone()
+    if words and words[0] in ("today", "yesterday"):
+        day = now - timedelta(days=words[0] == "yesterday")
+        text = " ".join([day.strftime("%Y-%m-%d"), *words[1:]])
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise NotFound(f"cannot read the moment {text!r}", hint="Say latest, a number, 2026-11-24, '2026-11-24 18:00' or 'yesterday 18:00'.") from None
+    if len(text.strip()) == len("2026-11-24"):
+        moment += timedelta(days=1, seconds=-1)
+    return moment.astimezone(UTC)
