@@ -5,13 +5,31 @@ Functions here return records of `model.results`, emit events, and raise errors 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from mailbackup.config import Config
-from mailbackup.model.events import OnEvent, ignore
+from mailbackup import config as configuration
+from mailbackup import kit as recovery
+from mailbackup.audit.walk import Auditor
+from mailbackup.capture.engine import Run, Sources
+from mailbackup.config import Config, Trust
+from mailbackup.crypto.age import AgeKeyMaker, AgeOpener, generate_identity, open_epoch
+from mailbackup.crypto.pool import AdaptiveSealer
+from mailbackup.crypto.signing import SigningKey
+from mailbackup.errors import AlreadyExists, AnchorMismatch, ChainBroken, ConfigInvalid, IdentityMissing, KeyMalformed, StateUnusable, UsageError
+from mailbackup.host import atomic_write, run_lock, stamp, utc_now
+from mailbackup.model.events import OnEvent, Phase, ignore
+from mailbackup.model.finding import Finding, FindingKind
+from mailbackup.model.ids import PublicKey, VaultId, new_vault_id
+from mailbackup.model.ledger import Anchors
 from mailbackup.model.results import (
     BackupResult,
+    Fetched,
     InitResult,
     MailboxLine,
     MessageLine,
@@ -21,6 +39,25 @@ from mailbackup.model.results import (
     VerifyResult,
 )
 from mailbackup.model.tree import Snapshot
+from mailbackup.restore.browse import mailbox_lines, message_bytes, message_lines
+from mailbackup.restore.execute import Executor
+from mailbackup.restore.plan import Planner, plan_files, plan_mailbox
+from mailbackup.restore.target import Target
+from mailbackup.stores.counted import CountedStore
+from mailbackup.stores.locate import open_store
+from mailbackup.upkeep.scrub import scrub
+from mailbackup.vault.chain import Link, check_vault_info
+from mailbackup.vault.create import check_empty, new_vault, put_vault
+from mailbackup.vault.epochs import EpochOpener
+from mailbackup.vault.reader import VaultReader
+from mailbackup.vault.rebuild import rebuild
+from mailbackup.vault.replay import start
+from mailbackup.vault.state import FILE_NAME, State, move_aside, remembered
+from mailbackup.vault.writer import VaultWriter, WriterKeys, ensure_epoch
+
+TOOL = "mailbackup"
+_RESCANNED = "rescanned_at"
+_DAY = 86400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,49 +77,254 @@ class InitOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """What every command gets: the configuration, where the state lies, and how to ask for what is secret."""
+    """What every command gets: the configuration, where it and the state lie, and how to ask for what is secret."""
 
     config: Config
+    config_path: str
     state_dir: str
     store: str | None = None  # name of the store to read from; None = the first that answers
     identity_file: str | None = None
     passphrase: Callable[[], str] | None = None  # asked when the identity file is protected by one
     on_event: OnEvent = ignore
 
+    @property
+    def anchors(self) -> Anchors:
+        """The trust anchors: ids from the configuration, the highest entry seen from the state."""
+        trust = self.config.trust
+        vault = VaultId(trust.vault)
+        return Anchors(vault=vault, admin=PublicKey(trust.admin), head=remembered(self.state_path, vault).head)
+
+    @property
+    def state_path(self) -> str:
+        """File of the state."""
+        return os.path.join(self.state_dir, FILE_NAME)
+
+
+def writer_key_path(config_path: str) -> str:
+    """Where the host's signing key lies: beside the configuration, not in the state, which may be cleared at any time."""
+    return os.path.splitext(config_path)[0] + ".key"
+
+
+# ---------------------------------------------------------------- init
+
 
 def init(options: InitOptions) -> InitResult:
     """Make keys, kit, vault and configuration. Refuses to overwrite any of them (AlreadyExists), and then changes nothing."""
-    raise NotImplementedError
+    identity, admin, writer = generate_identity(), SigningKey.generate(), SigningKey.generate()
+    vault, created = new_vault_id(), stamp(utc_now())
+    config = configuration.compose(
+        host=options.host,
+        recipient=identity.recipient,
+        trust=Trust(vault=vault, admin=admin.public, writer=writer.public),
+        mail=options.mail,
+        directories=options.directories,
+        stores=options.stores,
+        domain=options.domain,
+    )
+    key_path = writer_key_path(options.config_path)
+    for path in (options.config_path, key_path, options.kit_out, os.path.join(options.state_dir, FILE_NAME)):
+        if os.path.lexists(path):
+            raise AlreadyExists(f"{path} exists", hint="init makes a new vault and overwrites nothing. Choose other places, or move it away.")
+    made = new_vault(vault, created, admin, writer.public)
+    kit = recovery.Kit(
+        vault=vault, created=created, host=options.host, identity=identity.secret, recipient=identity.recipient, admin_seed=admin.seed_hex,
+        admin=admin.public, writer=writer.public, stores=tuple((store.name, store.url) for store in config.stores), head=made.head,
+        files=dict(made.files),
+    )  # fmt: skip
+    with ExitStack() as undo:
+        for store_config in config.stores:
+            store = undo.enter_context(contextlib.closing(open_store(store_config.url, store_config.name, create=True)))
+            check_empty(store)
+        _write_new(undo, options.kit_out, recovery.render(kit, options.passphrase).encode())
+        _write_new(undo, key_path, f"{writer.seed_hex}\n".encode())
+        for store_config in config.stores:
+            put_vault(open_store(store_config.url, store_config.name), made)
+        _write_new(undo, options.config_path, configuration.render(config).encode())
+        undo.pop_all()
+    return InitResult(config=options.config_path, recipient=identity.recipient, signer=writer.public, vault=vault, kit=options.kit_out)
+
+
+def _write_new(undo: ExitStack, path: str, data: bytes) -> None:
+    """A new private file, removed again if a later step fails."""
+    os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
+    atomic_write(path, data, mode=0o600, replace=False)
+    undo.callback(os.unlink, path)
+
+
+# ---------------------------------------------------------------- backup
 
 
 def backup(context: Context, *, rescan: bool = False, accept_shrink: bool = False) -> BackupResult:
-    """One snapshot of everything configured."""
-    raise NotImplementedError
+    """One snapshot of everything configured. Raises ConflictError, StoreError, ChainBroken …; then nothing was committed."""
+    os.makedirs(context.state_dir, mode=0o700, exist_ok=True)
+    with run_lock(os.path.join(context.state_dir, "lock")):
+        try:
+            return _backup(context, [], rescan=rescan, accept_shrink=accept_shrink)
+        except StateUnusable as error:
+            aside = move_aside(context.state_path)
+            found = Finding(FindingKind.STATE_NEW, context.state_path, f"{error.message}; it was moved to {aside}")
+            return _backup(context, [found], rescan=True, accept_shrink=accept_shrink)
+
+
+def _backup(context: Context, findings: list[Finding], *, rescan: bool, accept_shrink: bool) -> BackupResult:
+    began = time.monotonic()
+    config = context.config
+    context.on_event(Phase("looking at the vault"))
+    anchors = context.anchors
+    with ExitStack() as stack:
+        store = stack.enter_context(_opened(context, only=True))
+        check_vault_info(store, anchors)
+        state = stack.enter_context(contextlib.closing(State(context.state_path, anchors.vault)))
+        keys = WriterKeys(_writer_key(context), anchors, tuple(r.key for r in config.recipients), AgeKeyMaker([r.key for r in config.recipients]))
+        findings = findings + start(store, state, anchors, keys.signer.public)
+        epoch = ensure_epoch(store, state, keys)
+        workers = _workers(config)
+        sealer = stack.enter_context(contextlib.closing(AdaptiveSealer(epoch.recipient, workers)))
+        writer = stack.enter_context(
+            contextlib.closing(VaultWriter(store, state, keys, sealer, epoch, level=config.backup.level, threads=workers + 1))
+        )
+        rescan = rescan or _rescan_due(state, config.backup.rescan_days)
+        run = Run(_sources(config, rescan=rescan, accept_shrink=accept_shrink), state, writer, findings, context.on_event)
+        seq, outcome = run.run()
+        return BackupResult(
+            seq=seq, outcome=outcome, mailboxes=run.totals.mailboxes, messages=run.totals.messages, new_messages=run.totals.new_messages,
+            files=run.totals.files, bytes_read=run.totals.read_bytes, bytes_stored=writer.bytes_stored, requests=store.requests,
+            seconds=round(time.monotonic() - began, 3), findings=tuple(run.findings),
+        )  # fmt: skip
+
+
+def _sources(config: Config, *, rescan: bool, accept_shrink: bool) -> Sources:
+    from importlib.metadata import version
+
+    return Sources(
+        host=config.host.name,
+        tool=f"{TOOL} {version(TOOL)}",
+        mail=config.mail,
+        directories=config.directories,
+        max_shrink=config.backup.max_shrink,
+        rescan=rescan,
+        accept_shrink=accept_shrink,
+        facts={"config": configuration.render(config)},
+    )
+
+
+def _rescan_due(state: State, days: int) -> bool:
+    """Whether everything should be asked for its status again; remembers it in the run's transaction if so."""
+    now = int(time.time())
+    last = state.get(_RESCANNED)
+    if last is not None and now - int(last) < days * _DAY:
+        return False
+    state.put(_RESCANNED, now)
+    return last is not None
+
+
+def _workers(config: Config) -> int:
+    if isinstance(config.backup.workers, int):
+        return config.backup.workers
+    return max(1, len(os.sched_getaffinity(0)))
+
+
+def _writer_key(context: Context) -> SigningKey:
+    path = writer_key_path(context.config_path)
+    try:
+        with open(path, encoding="ascii") as file:
+            key = SigningKey.from_hex(file.read().strip())
+    except OSError as error:
+        raise IdentityMissing(
+            f"cannot read this host's signing key {path}: {error.strerror}",
+            hint="It was made by 'mailbackup init'. Run as the user who may read it.",
+        ) from None
+    except UnicodeDecodeError:
+        raise KeyMalformed(f"{path} is not a signing key") from None
+    if key.public != context.config.trust.writer:
+        raise AnchorMismatch(f"{path} is not the signing key that the configuration names (trust.writer)")
+    return key
+
+
+@contextmanager
+def _opened(context: Context, *, only: bool = False) -> Iterator[CountedStore]:
+    """The store to use, open. `only`: for writing, where every configured store would have to get the same."""
+    stores = context.config.stores
+    if only and len(stores) > 1:
+        raise ConfigInvalid("several [[store]] sections are not supported by this version yet", hint="Keep one of them.")
+    chosen = [store for store in stores if context.store in (None, store.name)]
+    if not chosen:
+        raise UsageError(f"there is no store {context.store}", hint=f"Configured: {', '.join(store.name for store in stores)}.")
+    store = CountedStore(open_store(chosen[0].url, chosen[0].name, reserve=chosen[0].reserve))
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+# ---------------------------------------------------------------- reading
+
+
+@contextmanager
+def _reader(context: Context) -> Iterator[tuple[VaultReader, CountedStore]]:
+    """The vault, open for reading with the identity that was given."""
+    if context.identity_file is None:
+        raise IdentityMissing("this needs an identity, since the contents of the vault are sealed")
+    loaded = recovery.load_identity_file(context.identity_file, context.passphrase)
+    anchors = _common_anchors(context.anchors, loaded.anchors)
+    with _opened(context) as store:
+        opener = EpochOpener(store, lambda sealed: AgeOpener([open_epoch(sealed, loaded.identities)]))
+        yield VaultReader(store, anchors, opener), store
+
+
+def _common_anchors(ours: Anchors, kits: Anchors | None) -> Anchors:
+    """What configuration and kit say together; the higher pinned entry counts. Raises AnchorMismatch when they name different vaults."""
+    if kits is None:
+        return ours
+    if (ours.vault, ours.admin) != (kits.vault, kits.admin):
+        raise AnchorMismatch("the recovery kit belongs to another vault than the configuration", hint="Use the kit that was made with it.")
+    heads = [head for head in (ours.head, kits.head) if head is not None]
+    return Anchors(vault=ours.vault, admin=ours.admin, head=max(heads, default=None))
 
 
 def snapshots(context: Context) -> list[SnapshotRow]:
-    """All snapshots of the vault, oldest first."""
-    raise NotImplementedError
+    """All snapshots of the vault, oldest first. Needs no identity; counts are known only for those that this host made."""
+    known = remembered(context.state_path, VaultId(context.config.trust.vault)).counts
+    with _opened(context) as store:
+        reader = VaultReader(store, context.anchors, EpochOpener(store, None))
+        rows = []
+        for link in reader.snapshots():
+            messages, size = known.get(link.seq, (None, None))
+            entry = link.entry
+            outcome = entry.outcome or "incomplete"
+            rows.append(SnapshotRow(seq=link.seq, time=entry.time, messages=messages, bytes=size, outcome=outcome, stores=(store.name,)))
+        return rows[::-1]
 
 
 def mailboxes(context: Context, *, at: str = "latest") -> list[MailboxLine]:
     """The mailboxes of a snapshot. Needs an identity."""
-    raise NotImplementedError
+    with _reader(context) as (reader, _):
+        return mailbox_lines(reader, reader.snapshot(reader.find(at)))
 
 
-def messages(context: Context, address: str, *, folder: str | None = None, at: str = "latest", location: str | None = None) -> list[MessageLine]:
+def messages(
+    context: Context, address: str, *, folder: str | None = None, at: str = "latest", location: str | None = None
+) -> list[MessageLine]:
     """The messages of a mailbox, from header blocks only. Needs an identity."""
-    raise NotImplementedError
+    with _reader(context) as (reader, _):
+        _, tree = reader.mailbox(reader.snapshot(reader.find(at)), address, location)
+        return message_lines(reader, tree, folder)
 
 
 def show_snapshot(context: Context, at: str) -> Snapshot:
     """A snapshot object. Needs an identity."""
-    raise NotImplementedError
+    with _reader(context) as (reader, _):
+        return reader.snapshot(reader.find(at))
 
 
 def show_message(context: Context, address: str, message: str, *, at: str = "latest", location: str | None = None) -> bytes:
     """One message, byte for byte; `message` is a unique prefix of its id. Needs an identity."""
-    raise NotImplementedError
+    with _reader(context) as (reader, _):
+        _, tree = reader.mailbox(reader.snapshot(reader.find(at)), address, location)
+        return message_bytes(reader, tree, message)
+
+
+# ---------------------------------------------------------------- restore
 
 
 def restore_mailbox(
@@ -97,26 +339,131 @@ def restore_mailbox(
     dry_run: bool = False,
 ) -> RestoreResult:
     """Put a mailbox (None = every mailbox, one folder per address) under the directory `to`. Needs an identity."""
-    raise NotImplementedError
+    began = time.monotonic()
+    with _reader(context) as (reader, store):
+        snapshot = reader.snapshot(reader.find(at))
+        if address is not None:
+            _, tree = reader.mailbox(snapshot, address, location)
+            planner = Planner(Target(to), overwrite=overwrite)
+            for _ in plan_mailbox(reader, tree, planner, folder=folder):
+                context.on_event(Phase("reading the listing"))
+            return _executed(context, reader, store, planner, to, snapshot.seq, began, overwrite=overwrite, dry_run=dry_run)
+        results = [
+            restore_mailbox(
+                context, line.key, to=os.path.join(to, _folder_of(line)), folder=folder, at=str(snapshot.seq), overwrite=overwrite, dry_run=dry_run
+            )
+            for line in mailbox_lines(reader, snapshot)
+            if location in (None, line.location)
+        ]
+        return _summed(results, snapshot.seq, store, began)
 
 
 def restore_files(
     context: Context, paths: list[str], *, to: str, at: str = "latest", overwrite: bool = False, dry_run: bool = False
 ) -> RestoreResult:
     """Put files and directories of `[[directory]]` sources under `to`, with their whole paths. Needs an identity."""
-    raise NotImplementedError
+    began = time.monotonic()
+    with _reader(context) as (reader, store):
+        snapshot = reader.snapshot(reader.find(at))
+        planner = Planner(Target(to), overwrite=overwrite)
+        plan_files(reader, snapshot, planner, [os.fsencode(os.path.abspath(path)) for path in paths])
+        return _executed(context, reader, store, planner, to, snapshot.seq, began, overwrite=overwrite, dry_run=dry_run)
+
+
+def _executed(
+    context: Context, reader: VaultReader, store: CountedStore, planner: Planner, to: str, seq: int, began: float, *, overwrite: bool, dry_run: bool
+) -> RestoreResult:
+    plan = planner.plan
+    result = RestoreResult(
+        outcome="planned", seq=seq, messages=plan.messages, files=len(plan.files) + len(plan.others) - sum(s.is_message for s in plan.files),
+        bytes=plan.bytes, kept=len(plan.kept), fetched=Fetched(0, 0), seconds=0.0, findings=tuple(plan.findings), plan=plan.lines(),
+    )  # fmt: skip
+    if dry_run:
+        return result
+    done = Executor(reader, plan, Target(to), overwrite=overwrite, on_event=context.on_event).run()
+    kept = sum(step.is_message for step in plan.kept)
+    return RestoreResult(
+        outcome="complete" if all(finding.harmless for finding in done.findings) else "incomplete", seq=seq, messages=done.messages + kept,
+        files=done.files, bytes=done.bytes, kept=len(plan.kept), fetched=Fetched(store.requests, store.bytes_read),
+        seconds=round(time.monotonic() - began, 3), findings=tuple(done.findings),
+    )  # fmt: skip
+
+
+def _folder_of(line: MailboxLine) -> str:
+    """A folder name for a mailbox: its address, made harmless."""
+    return line.address.replace("/", "%2F").replace("\0", "%00")
+
+
+def _summed(results: list[RestoreResult], seq: int, store: CountedStore, began: float) -> RestoreResult:
+    outcomes = {result.outcome for result in results}
+    outcome: Literal["planned", "incomplete", "complete"] = "complete"
+    if outcomes == {"planned"}:
+        outcome = "planned"
+    elif "incomplete" in outcomes:
+        outcome = "incomplete"
+    return RestoreResult(
+        outcome=outcome, seq=seq, messages=sum(r.messages for r in results), files=sum(r.files for r in results),
+        bytes=sum(r.bytes for r in results), kept=sum(r.kept for r in results),
+        fetched=Fetched(store.requests + sum(r.fetched.requests for r in results), store.bytes_read + sum(r.fetched.bytes for r in results)),
+        seconds=round(time.monotonic() - began, 3), findings=tuple(f for r in results for f in r.findings), plan=tuple(p for r in results for p in r.plan),
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- verify, state, kit
 
 
 def verify(context: Context, *, decrypt: bool = False, sample: float | None = None) -> VerifyResult:
     """Check the vault: without a key everything that is public, with `decrypt` also what is sealed. `sample` is a share, 0 < s <= 1."""
-    raise NotImplementedError
+    began = time.monotonic()
+    blobs, opened = 0, 0
+    if decrypt:
+        with _reader(context) as (reader, store):
+            scrubbed = scrub(store, reader.anchors, sample=sample, on_event=context.on_event)
+            audited = Auditor(reader, scrubbed.registry, context.on_event, sample).run(_sound_snapshots(reader))
+            findings, blobs, opened = scrubbed.findings + audited.findings, audited.blobs, audited.bytes
+    else:
+        with _opened(context) as store:
+            scrubbed = scrub(store, context.anchors, sample=sample, on_event=context.on_event)
+            findings = scrubbed.findings
+    clean = all(finding.harmless for finding in findings)
+    return VerifyResult(
+        outcome="clean" if clean else "damaged", decrypted=decrypt, objects=scrubbed.objects, bytes=scrubbed.bytes + opened, blobs=blobs,
+        seconds=round(time.monotonic() - began, 3), findings=tuple(findings),
+    )  # fmt: skip
+
+
+def _sound_snapshots(reader: VaultReader) -> Iterator[Link]:
+    """The snapshots, oldest last, as far back as the chain holds; that it breaks was reported by the scrub."""
+    try:
+        yield from reader.snapshots()
+    except ChainBroken:
+        return
 
 
 def state_rebuild(context: Context) -> RebuildResult:
     """Make the local state anew from the latest snapshot. Needs an identity."""
-    raise NotImplementedError
+    began = time.monotonic()
+    os.makedirs(context.state_dir, mode=0o700, exist_ok=True)
+    with run_lock(os.path.join(context.state_dir, "lock")), _reader(context) as (reader, store):
+        if os.path.exists(context.state_path):
+            move_aside(context.state_path)
+        with contextlib.closing(State(context.state_path, reader.anchors.vault)) as state:
+            seq, boxes, count = rebuild(store, state, reader, PublicKey(context.config.trust.writer), context.on_event)
+    return RebuildResult(seq=seq, mailboxes=boxes, messages=count, seconds=round(time.monotonic() - began, 3))
 
 
 def write_kit(context: Context, *, out: str, page: str | None = None, passphrase: str | None = None) -> None:
     """Write the recovery kit anew with today's stores and head; `page` also as a printable page. Needs the old kit as identity."""
-    raise NotImplementedError
+    if context.identity_file is None:
+        raise IdentityMissing("a new kit is made from the old one", hint="Give the old kit with --identity KIT-FILE.")
+    old = recovery.load_identity_file(context.identity_file, context.passphrase).kit
+    if old is None:
+        raise KeyMalformed(f"{context.identity_file} is not a recovery kit", hint="A bare identity lacks the admin key; the old kit is needed.")
+    anchors = _common_anchors(context.anchors, old.anchors)
+    stores = tuple((store.name, store.url) for store in context.config.stores)
+    kit = replace(old, created=stamp(utc_now()), stores=stores, head=anchors.head)
+    with ExitStack() as undo:
+        _write_new(undo, os.path.abspath(out), recovery.render(kit, passphrase).encode())
+        if page is not None:
+            _write_new(undo, os.path.abspath(page), recovery.page(kit).encode())
+        undo.pop_all()

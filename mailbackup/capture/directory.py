@@ -76,7 +76,8 @@ class DirectoryCapture:
         self._writer.count(work.added, 1)
         self._writer.count(work.removed, -1)
         table = RefTable()
-        row = DirectoryRoot(path=to_name(os.fsencode(self.config.path)), segments=work.segment_rows(table), files=self.files, bytes=self.size)
+        path = to_name(os.fsencode(self.config.path))
+        row = DirectoryRoot(name=self.config.name, path=path, segments=work.segment_rows(table), files=self.files, bytes=self.size)
         plain = codec.encode(Root(blocks=table.rows(), directories=(row,), mailboxes=()))
         cached = CachedUnit(
             0, "directory", self.config.name, self.config.name, "", os.fsencode(self.config.path), self.files, self.size, False, False, plain, None

@@ -277,7 +277,7 @@ class Run:
             root = codec.decode(self._state.tree_of(unit.no), Root, "cached tree")
             row = root.directories[0]
             segments = tuple(SegmentRow(table.add(resolve(root.blocks, s.ref)), s.first, s.count) for s in row.segments)
-            roots.append(DirectoryRoot(path=row.path, segments=segments, files=row.files, bytes=row.bytes, stale=unit.stale))
+            roots.append(DirectoryRoot(name=unit.key, path=row.path, segments=segments, files=row.files, bytes=row.bytes, stale=unit.stale))
         return tuple(roots)
 
     def _report(self, findings: list[Finding]) -> None:

@@ -197,9 +197,11 @@ class MailboxCapture:
         found = len(self.findings)
         reader = FolderReader(work.scan, self._folder_label(work.name), self._unit, self._writer, self.findings)
 
+        again = {pair.names[index] for pair in work.old for index in pair.gone}
+
         def take(item: Item) -> None:
             work.items.append(item)
-            self.totals.new_messages += 1
+            self.totals.new_messages += item.name not in again
             self._on_messages(1, item.size)
 
         before = {item.name for item in work.items}

@@ -58,6 +58,7 @@ class Run:
         config, path = self.loaded
         return app.Context(
             config=config,
+            config_path=path,
             state_dir=state_dir(path, self.settings.state),
             store=self.settings.store,
             identity_file=self.settings.identity,

@@ -11,9 +11,9 @@ def run(args: list[str] | None = None) -> int:
     """Run the program with `args` (default: those of the process) and return its exit status."""
     args = sys.argv[1:] if args is None else args
     if args == ["--version"]:
-        from mailbackup.cli.version import version
+        from mailbackup.model.version import TOOL
 
-        print(version())
+        print(TOOL)
         return 0
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP on purpose

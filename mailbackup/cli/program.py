@@ -14,6 +14,7 @@ from mailbackup.cli.command import dress
 from mailbackup.cli.settings import Settings, global_options
 from mailbackup.cli.text import one_line
 from mailbackup.errors import Interrupted, MailbackupError, UsageError
+from mailbackup.model.version import TOOL
 
 HELP = "Backup for Linux mail servers: sealed to keys that are not on the server, signed, and proven by restoring."
 
@@ -39,9 +40,7 @@ def _root() -> Any:
 
 def _print_version(value: bool) -> None:
     if value:
-        from mailbackup.cli.version import version
-
-        write(f"{version()}\n".encode())
+        write(f"{TOOL}\n".encode())
         raise typer.Exit
 
 

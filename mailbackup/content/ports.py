@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -25,12 +24,13 @@ class Opener(Protocol):
         """The plaintext. Raises WrongIdentity when no key fits, ObjectDamaged when the bytes are not a whole, authentic age file."""
 
 
-@dataclass(frozen=True, slots=True)
-class EpochKey:
-    """A fresh epoch: its public recipient and its identity sealed to all recipients of the vault."""
+class EpochKey(Protocol):
+    """A fresh epoch: its public recipient and its identity file, sealed to all recipients of the vault."""
 
-    recipient: str
-    sealed: bytes
+    @property
+    def recipient(self) -> str: ...
+    @property
+    def sealed(self) -> bytes: ...
 
 
 class KeyMaker(Protocol):

@@ -13,7 +13,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
 from mailbackup.content.block import Block, Piece, seal_block
@@ -55,8 +55,8 @@ class _OpenPack:
 
     def __init__(self, open_pack: OpenPack) -> None:
         self.id = new_pack_id()
-        self.context = open_pack(pack_key(self.id))
-        self.writer = self.context.__enter__()
+        self._open = ExitStack()
+        self.writer = self._open.enter_context(open_pack(pack_key(self.id)))
         self.blocks: list[tuple[int, bytes]] = []
         self.size = 0
         self.sha256 = hashlib.sha256()
@@ -71,7 +71,7 @@ class _OpenPack:
     def finish(self) -> FinishedPack:
         footer = build_footer(self.blocks)
         self.append(footer)
-        with self.context:
+        with self._open:
             self.writer.commit()
         return FinishedPack(
             self.id,
@@ -83,7 +83,7 @@ class _OpenPack:
 
     def abort(self) -> None:
         self.writer.abort()
-        self.context.__exit__(None, None, None)
+        self._open.close()
 
 
 class PackWriter:

@@ -154,8 +154,9 @@ class MailboxTable(Record, frozen=True, kw_only=True):
 
 
 class DirectoryRoot(Record, frozen=True, omit_defaults=True, kw_only=True):
-    """A `[[directory]]` source in the root of a snapshot."""
+    """A `[[directory]]` source in the root of a snapshot. Its `name` is its identity."""
 
+    name: str
     path: Name
     segments: tuple[SegmentRow, ...]
     files: int

@@ -12,8 +12,8 @@ from mailbackup.stores.local import LocalStore
 SUPPORTED = "Supported: file:///absolute/path (a directory; percent-encoding is decoded)."
 
 
-def open_store(url: str, name: str, *, create: bool = False) -> Store:
-    """The store at `url`; with `create` its directory is made first where it is missing.
+def open_store(url: str, name: str, *, create: bool = False, reserve: int | None = None) -> Store:
+    """The store at `url`; with `create` its directory is made first where it is missing. `reserve` as in `LocalStore`.
 
     Raises ConfigInvalid for an address that no store understands, StoreUnavailable or StoreRefused as the store does when it is opened.
     """
@@ -25,13 +25,13 @@ def open_store(url: str, name: str, *, create: bool = False) -> Store:
     path = unquote(rest, errors="surrogateescape")
     if not path.startswith("/") or "\0" in path:
         raise _invalid(name, f"{url!r} does not hold an absolute path")
-    return _open_local(os.path.normpath(path), name, create)
+    return _open_local(os.path.normpath(path), name, create, reserve)
 
 
-def _open_local(path: str, name: str, create: bool) -> Store:
+def _open_local(path: str, name: str, create: bool, reserve: int | None) -> Store:
     if create:
         LocalStore.create_root(path)
-    return LocalStore(path, name)
+    return LocalStore(path, name, reserve)
 
 
 def _invalid(name: str, why: str) -> ConfigInvalid:

@@ -16,8 +16,9 @@ import threading
 import time
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from mailbackup.content.zstd import compress, decompress
 from mailbackup.errors import Busy, ConfigInvalid, DamageError, MailbackupError, NoSpace, StateUnusable, StoreRefused
@@ -406,6 +407,33 @@ class State:
         """Replace what is pending."""
         self.execute("DELETE FROM pending")
         self.execute_many("INSERT INTO pending (key, data) VALUES (?, ?)", objects)
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What readers ask of a state: the pinned head, and (messages, bytes) of the snapshots that the host made."""
+
+    head: tuple[int, Digest] | None = None
+    counts: dict[int, tuple[int | None, int | None]] = field(default_factory=dict)
+
+
+def remembered(path: str, vault: VaultId) -> Remembered:
+    """What an existing state of this vault remembers; nothing when there is none, or it is unusable. Changes nothing."""
+    if not os.path.exists(path):
+        return Remembered()
+    try:
+        db = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=5)
+        try:
+            meta = dict(db.execute("SELECT key, value FROM meta").fetchall())
+            if meta.get("vault") != vault:
+                return Remembered()
+            counts = {row[0]: (row[1], row[2]) for row in db.execute("SELECT seq, messages, bytes FROM snapshot")}
+        finally:
+            db.close()
+    except sqlite3.Error:
+        return Remembered()
+    head = (meta["head_seq"], Digest(meta["head_hash"])) if "head_seq" in meta else None
+    return Remembered(head, counts)
 
 
 def move_aside(path: str) -> str:

@@ -200,7 +200,8 @@ class VaultWriter:
         row = ObjectRow(key=snapshot_key(seq, digest(sealed)), sha256=digest(sealed), size=len(sealed), epoch=self._epoch.epoch)
         stops = self._stops() if draft.outcome != "incomplete" else ()
         self._state.set_sources(draft.sources)
-        self._state.add_snapshot(seq, when, sum(s.messages for s in draft.sources), sum(s.bytes for s in draft.sources), draft.outcome)
+        messages = sum(source.messages for source in draft.sources if source.kind == "mail")
+        self._state.add_snapshot(seq, when, messages, sum(source.bytes for source in draft.sources), draft.outcome)
         freeze = self._state.get(FREEZE_NEXT) or draft.freeze
         self._state.put(FREEZE_NEXT, None)
         entry = LedgerEntryDraft(type="snapshot", packs=packs, snapshot=row, outcome=draft.outcome, freeze=freeze, stops=stops, time=when)

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 import pytest
@@ -258,5 +259,5 @@ def test_version(cli: Cli, capfdbinary: pytest.CaptureFixture[bytes]):
 
     assert run(["--version"]) == 0
     fast = capfdbinary.readouterr().out
-    assert fast.startswith(b"mailbackup ")
+    assert fast == f"mailbackup {metadata.version('mailbackup')}\n".encode()
     assert cli("-v", "--version").out == fast

@@ -139,14 +139,14 @@ def _process(body: str, *args: str, **options: object) -> subprocess.Popen[bytes
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_unwind_the_program(number: signal.Signals, config_file: str, tmp_path):
     waiting = f"""
-        import time
+        import os, time
         from mailbackup import app
         def backup(*args, **named):
             try:
-                open({str(tmp_path / "begun")!r}, "w").close()
+                os.mkdir({str(tmp_path / "begun")!r})  # not a file object: what is raised inside its finalizer would be lost
                 time.sleep(60)
             finally:
-                open({str(tmp_path / "closed")!r}, "w").close()
+                os.mkdir({str(tmp_path / "closed")!r})
         app.backup = backup
     """
     process = _process(waiting, "backup", "--json", "--config", config_file)

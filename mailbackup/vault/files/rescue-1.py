@@ -780,6 +780,7 @@ def main():
     sys.stdout.reconfigure(errors="backslashreplace")
     sys.stderr.reconfigure(errors="backslashreplace")
     args = options()
+    os.umask(0o077)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that the secrets are removed
     v = {"vault": args.vault, "tmp": tempfile.mkdtemp(dir=MEMORY)}

@@ -1,0 +1,195 @@
+"""Keyed verification: open what the snapshots refer to, and check that every blob is what its id says."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from mailbackup.errors import DamageError, MailbackupError, StoreError, WrongIdentity
+from mailbackup.model.events import OnEvent, Phase, Progress
+from mailbackup.model.finding import Finding, FindingKind
+from mailbackup.model.ids import PackId, from_name, safe_path, show
+from mailbackup.model.tree import BlobRef, BlockRow, MailboxTree, Ref, Segment, Snapshot
+from mailbackup.upkeep.registry import Registry
+from mailbackup.vault.chain import Link
+from mailbackup.vault.reader import VaultReader
+from mailbackup.vault.trees import decode_flags, decode_segment, owner_of, resolve
+
+T = TypeVar("T")
+
+_FINDINGS_AT_MOST = 1000  # one lost block can concern a million messages
+
+
+@dataclass(slots=True)
+class Audited:
+    """The result of an audit."""
+
+    blobs: int = 0
+    bytes: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    left_out: int = 0
+    reached: set[tuple[str, int]] = field(default_factory=set)  # blocks that the audited trees refer to
+
+
+class Auditor:
+    """Audits snapshots of one vault. What two snapshots share is opened once."""
+
+    def __init__(self, reader: VaultReader, registry: Registry, on_event: OnEvent, sample: float | None = None) -> None:
+        self._reader = reader
+        self._registry = registry
+        self._on_event = on_event
+        self._sample = sample
+        self._checked: set[tuple[str, int, int]] = set()  # blobs by place
+        self._segments: dict[tuple[str, str], tuple[int, frozenset[tuple[PackId, int]]]] = {}  # ids → entries, blocks that they use
+        self._seq = 0
+        self.result = Audited()
+
+    def run(self, links: Iterable[Link]) -> Audited:
+        """Audit the snapshots that these entries name."""
+        chosen = list(links)
+        self._on_event(Phase("opening snapshots", len(chosen), "snapshots"))
+        for count, link in enumerate(chosen, 1):
+            self._seq = link.seq
+            try:
+                self._snapshot(self._reader.snapshot(link))
+            except (DamageError, WrongIdentity) as error:
+                self._find(FindingKind.OBJECT_DAMAGED, f"snapshot {link.seq}", error)
+            self._on_event(Progress(count, self.result.bytes, f"snapshot {link.seq}"))
+        if self.result.left_out:
+            detail = f"{self.result.left_out} further findings are not listed"
+            self.result.findings.append(Finding(FindingKind.BLOB_MISMATCH, "more", detail))
+        return self.result
+
+    def _snapshot(self, snapshot: Snapshot) -> None:
+        root = snapshot.root
+        for row in root.mailboxes:
+            self._live(root.blocks, [row.ref], "mailbox table")
+        messages = 0
+        for mailbox, ref in self._guard(self._reader.mailboxes(snapshot), "mailbox table"):
+            self._live_refs([ref], mailbox.address)
+            messages += mailbox.messages
+            try:
+                tree = self._reader.record(ref, MailboxTree, f"tree of {mailbox.address}")
+            except (DamageError, WrongIdentity) as error:
+                self._find(FindingKind.RECORD_INVALID, mailbox.address, error)
+                continue
+            found = self._mailbox(tree)
+            if found != mailbox.messages:
+                self._find(FindingKind.COUNT_MISMATCH, mailbox.address, f"{found} messages, its row says {mailbox.messages}")
+        expected = sum(source.messages for source in snapshot.sources if source.kind == "mail")
+        if messages != expected:
+            self._find(FindingKind.COUNT_MISMATCH, f"snapshot {snapshot.seq}", f"{messages} messages in the table, {expected} in its sources")
+        for directory in root.directories:
+            for segment in directory.segments:
+                self._segment(root.blocks, segment.ref, None, show(from_name(directory.path)))
+
+    def _mailbox(self, tree: MailboxTree) -> int:
+        for row in tree.files:
+            self._segment(tree.blocks, row.ref, None, tree.address)
+        count = 0
+        for folder in tree.folders:
+            found = sum(self._segment(tree.blocks, pair.facts, pair.flags, f"{tree.address}/{folder.name}") for pair in folder.segments)
+            if found != folder.messages:
+                self._find(FindingKind.COUNT_MISMATCH, f"{tree.address}/{folder.name}", f"{found} messages, its row says {folder.messages}")
+            count += folder.messages
+        return count
+
+    def _segment(self, blocks: tuple[BlockRow, ...], ref: Ref, flags_ref: Ref | None, what: str) -> int:
+        """Check a segment and everything it refers to. Returns how many entries are in the snapshot."""
+        refs = [ref] if flags_ref is None else [ref, flags_ref]
+        self._live(blocks, refs, what)
+        name = (ref.blob, "" if flags_ref is None else flags_ref.blob)
+        known = self._segments.get(name)
+        if known is not None:
+            self._live_blocks(known[1], what)
+            return known[0]
+        try:
+            segment = decode_segment(self._blob(resolve(blocks, ref)), what, "files" if flags_ref is None else "facts")
+            flags = None
+            if flags_ref is not None:
+                flags = decode_flags(self._blob(resolve(blocks, flags_ref)), len(segment.entries), what)
+        except (DamageError, WrongIdentity) as error:
+            self._find(FindingKind.RECORD_INVALID, what, error)
+            return 0
+        present = [index for index in range(len(segment.entries)) if flags is None or flags[index] is not None]
+        self._entries(segment, present, what)
+        self._segments[name] = (len(present), frozenset((row.pack, row.number) for row in _used(segment, present)))
+        return len(present)
+
+    def _entries(self, segment: Segment, present: list[int], what: str) -> None:
+        for index in present:
+            entry = segment.entries[index]
+            refs = entry.refs if entry.head is None else (*entry.refs, entry.head)
+            subject = f"{what}: {show(from_name(entry.name))}"
+            try:
+                owner_of(segment, entry)
+                safe_path(entry.name)
+                if entry.type == "f" and entry.size != sum(ref.length for ref in entry.refs):
+                    self._find(FindingKind.COUNT_MISMATCH, subject, "its size is not the sum of its blobs")
+                self._live(segment.blocks, refs, subject)
+                self._content(segment.blocks, refs, subject)
+            except MailbackupError as error:
+                if isinstance(error, StoreError):
+                    raise
+                self._find(FindingKind.RECORD_INVALID, subject, error)
+
+    def _content(self, blocks: tuple[BlockRow, ...], refs: tuple[Ref, ...], subject: str) -> None:
+        for ref in refs:
+            place = resolve(blocks, ref)
+            key = (place.pack, place.number, place.start)
+            if key in self._checked or not self._chosen(place):
+                continue
+            self._checked.add(key)
+            try:
+                self._blob(place)
+            except (DamageError, WrongIdentity) as error:
+                self._find(FindingKind.BLOB_MISMATCH, subject, error)
+
+    def _blob(self, ref: BlobRef) -> bytes:
+        data = self._reader.blocks.blob(ref)
+        self.result.blobs += 1
+        self.result.bytes += len(data)
+        return data
+
+    def _chosen(self, ref: BlobRef) -> bool:
+        """With a sample, whole blocks are chosen, at random anew for each audit."""
+        if self._sample is None:
+            return True
+        return random.Random(f"{id(self)}{ref.pack}{ref.number}").random() < self._sample  # noqa: S311 - no secret
+
+    def _live(self, blocks: tuple[BlockRow, ...], refs: Iterable[Ref], subject: str) -> None:
+        self._live_refs((resolve(blocks, ref) for ref in refs), subject)
+
+    def _live_refs(self, refs: Iterable[BlobRef], subject: str) -> None:
+        """Everything that a snapshot refers to was live at its entry: else prune could take it away."""
+        self._live_blocks({(ref.pack, ref.number) for ref in refs}, subject)
+
+    def _live_blocks(self, blocks: Iterable[tuple[PackId, int]], subject: str) -> None:
+        for pack, number in blocks:
+            self.result.reached.add((pack, number))
+            life = self._registry.packs.get(pack)
+            if life is None or not life.lives(number, self._seq):
+                self._find(FindingKind.NOT_LIVE, subject, f"block {number} of pack {pack} was not live at entry {self._seq}")
+
+    def _guard(self, rows: Iterator[T], what: str) -> Iterator[T]:
+        try:
+            yield from rows
+        except (DamageError, WrongIdentity) as error:
+            self._find(FindingKind.RECORD_INVALID, what, error)
+
+    def _find(self, kind: FindingKind, subject: str, detail: object) -> None:
+        if len(self.result.findings) >= _FINDINGS_AT_MOST:
+            self.result.left_out += 1
+            return
+        self.result.findings.append(Finding(kind, subject, str(detail), (self._seq,)))
+
+
+def _used(segment: Segment, present: list[int]) -> Iterator[BlockRow]:
+    """The blocks that these entries of a segment refer to; refs outside the table were reported already."""
+    for index in present:
+        entry = segment.entries[index]
+        for ref in entry.refs if entry.head is None else (*entry.refs, entry.head):
+            if 0 <= ref.block < len(segment.blocks):
+                yield segment.blocks[ref.block]

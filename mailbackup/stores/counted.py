@@ -1,0 +1,81 @@
+"""Counting what goes to and comes from a store."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+
+from mailbackup.model.ids import ObjectKey
+from mailbackup.stores.base import ObjectStat, ObjectWriter, Store
+
+
+class CountedStore:
+    """A store that counts requests and the bytes it returned. Otherwise as the inner one."""
+
+    def __init__(self, inner: Store) -> None:
+        self.name = inner.name
+        self.traits = inner.traits
+        self.requests = 0
+        self.bytes_read = 0
+        self._inner = inner
+        self._lock = threading.Lock()
+
+    def put(self, key: ObjectKey, data: bytes) -> None:
+        """One request."""
+        self._count()
+        self._inner.put(key, data)
+
+    def create(self, key: ObjectKey) -> AbstractContextManager[ObjectWriter]:
+        """One request."""
+        self._count()
+        return self._inner.create(key)
+
+    def get(self, key: ObjectKey, limit: int) -> bytes:
+        """One request and the bytes of the object."""
+        data = self._inner.get(key, limit)
+        self._count(len(data))
+        return data
+
+    def get_range(self, key: ObjectKey, offset: int, length: int) -> bytes:
+        """One request and the bytes asked for."""
+        data = self._inner.get_range(key, offset, length)
+        self._count(len(data))
+        return data
+
+    def stream(self, key: ObjectKey, chunk: int = 1 << 20) -> Iterator[bytes]:
+        """One request and the bytes of the object."""
+        self._count()
+        for data in self._inner.stream(key, chunk):
+            with self._lock:
+                self.bytes_read += len(data)
+            yield data
+
+    def stat(self, key: ObjectKey) -> ObjectStat:
+        """One request."""
+        self._count()
+        return self._inner.stat(key)
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, ObjectStat]]:
+        """One request, however many pages it takes."""
+        self._count()
+        return self._inner.list(prefix)
+
+    def prefixes(self, prefix: str) -> tuple[str, ...]:
+        """One request."""
+        self._count()
+        return self._inner.prefixes(prefix)
+
+    def delete(self, key: ObjectKey) -> None:
+        """One request."""
+        self._count()
+        self._inner.delete(key)
+
+    def close(self) -> None:
+        """Close the inner store."""
+        self._inner.close()
+
+    def _count(self, size: int = 0) -> None:
+        with self._lock:
+            self.requests += 1
+            self.bytes_read += size
