@@ -147,7 +147,7 @@ class Trial:
             about.append("keys, local vault and recovery kit made; this machine can write backups, only the kit can read them")
         self.results["vault"] = made.vault
         loaded, _ = config.load(options.config_path)
-        return app.Context(config=loaded, state_dir=options.state_dir, on_event=self.run.progress)
+        return app.Context(config=loaded, config_path=options.config_path, state_dir=options.state_dir, on_event=self.run.progress)
 
     def _backup(self, context: Context, which: str) -> None:
         from mailbackup import app
