@@ -21,8 +21,17 @@ from mailbackup.config import Config, Trust
 from mailbackup.crypto.age import AgeKeyMaker, AgeOpener, generate_identity, open_epoch
 from mailbackup.crypto.pool import AdaptiveSealer
 from mailbackup.crypto.signing import SigningKey
-from mailbackup.errors import AlreadyExists, AnchorMismatch, ChainBroken, ConfigInvalid, IdentityMissing, KeyMalformed, StateUnusable, UsageError
-from mailbackup.host import atomic_write, run_lock, stamp, utc_now
+from mailbackup.errors import (
+    AlreadyExists,
+    AnchorMismatch,
+    ChainBroken,
+    ConfigInvalid,
+    IdentityMissing,
+    KeyMalformed,
+    StateUnusable,
+    UsageError,
+)
+from mailbackup.host import atomic_write, forget_names, run_lock, stamp, utc_now
 from mailbackup.model.events import OnEvent, Phase, ignore
 from mailbackup.model.finding import Finding, FindingKind
 from mailbackup.model.ids import PublicKey, VaultId, new_vault_id
@@ -169,6 +178,7 @@ def backup(context: Context, *, rescan: bool = False, accept_shrink: bool = Fals
 def _backup(context: Context, findings: list[Finding], *, rescan: bool, accept_shrink: bool) -> BackupResult:
     began = time.monotonic()
     config = context.config
+    forget_names()
     context.on_event(Phase("looking at the vault"))
     anchors = context.anchors
     with ExitStack() as stack:

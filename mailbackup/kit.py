@@ -185,7 +185,6 @@ def _config(kit: Kit) -> Iterator[str]:
 
 
 _COPY = r"sed -n '/^# *\[host\]/,/^# *path = /s/^# *//p' kit.txt > restore.toml"
-
 _KEY = "keys/0000000001-0000000001.age"
 
 _PAGE = """<!DOCTYPE html>
@@ -332,7 +331,7 @@ def _matching(form: re.Pattern[str], value: str, name: str) -> str:
 
 def _to_line(value: str) -> str:
     """`value` itself when it is plain and cannot be mistaken, else a JSON string in ASCII and without `=`."""
-    plain = value.isprintable() and value == value.strip() and not value.startswith('"') and " = " not in value
+    plain = value.isprintable() and value == value.strip() and not value.startswith('"') and " = " not in f" {value} "
     return value if value and plain else json.dumps(value).replace("=", "\\u003d")
 
 

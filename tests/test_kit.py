@@ -44,7 +44,20 @@ TEXT = render(KIT, None)
 RESCUE_LINE = re.compile(r"#\s*(vault|admin-public|head):\s*(.*?)\s*")  # what rescue-1.py takes for an anchor
 
 HOSTILE = [
-    *("", " ", '"', "\\", "a = b", "x\n# vault: 00", "\r\n# head: 1 " + "0" * 64, "# mailbackup-kit: 1", "vault: 0123 vault: 0123"),
+    *(
+        "",
+        " ",
+        '"',
+        "\\",
+        "a = b",
+        "a =",
+        "= b",
+        "=",
+        "x\n# vault: 00",
+        "\r\n# head: 1 " + "0" * 64,
+        "# mailbackup-kit: 1",
+        "vault: 0123 vault: 0123",
+    ),
     *("<script>alert(1)</script>", "&amp;<b>", "\u2028# vault: 1", "\x85# vault: 1", "\x7f", "日本", "AGE-SECRET-KEY-1X", "x" * 300),
 ]
 names = st.text() | st.sampled_from(HOSTILE)
@@ -88,6 +101,15 @@ def test_rescue_finds_each_anchor_once(kit: Kit) -> None:
     found = [match.groups() for match in map(RESCUE_LINE.fullmatch, render(kit, None).splitlines()) if match]
     head = [("head", f"{kit.head[0]} {kit.head[1]}")] if kit.head else []
     assert sorted(found) == sorted([("vault", kit.vault), ("admin-public", kit.admin), *head])
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_a_hostile_value_in_every_place(value: str) -> None:
+    kit = replace(KIT, host=value, created=value, stores=((value, value), ("x", value)), files={value: Digest("0f" * 32)})
+    text = render(kit, None)
+    assert parse(text, None, "kit.txt") == kit
+    assert len([line for line in text.splitlines() if RESCUE_LINE.fullmatch(line)]) == 3
+    assert [line for line in text.splitlines() if not line.startswith("#")] == [kit.identity]
 
 
 def test_a_host_name_that_is_no_text_survives() -> None:

@@ -147,6 +147,17 @@ class FolderWork:
                     pair.keep(index)
                     return
 
+    def kept_names(self) -> Iterator[bytes]:
+        """Base names of the messages of the last snapshot that are still there."""
+        return (name for name, _ in self.kept_inodes())
+
+    def kept_inodes(self) -> Iterator[tuple[bytes, int]]:
+        """The same with their inodes."""
+        for pair in self.old:
+            for name, inode, flag in zip(pair.names, pair.cached.inodes, pair.flags, strict=True):
+                if flag is not None:
+                    yield name, inode
+
     def counts(self) -> tuple[int, int]:
         """Messages and their bytes."""
         if self.untouched or self.stale:

@@ -66,8 +66,8 @@ def check_vault_info(store: Store, anchors: Anchors) -> VaultInfo:
     if (info.vault, info.admin) != (anchors.vault, anchors.admin):
         what = "vault" if info.vault != anchors.vault else "admin key"
         raise AnchorMismatch(
-            f"store {store.name}: the {what} in vault.json is {getattr(info, what.split()[0])[:16]}…,"
-            f" expected {getattr(anchors, what.split()[0])[:16]}…"
+            f"store {store.name}: the {what} in vault.json is {getattr(info, what.split(maxsplit=1)[0])[:16]}…,"
+            f" expected {getattr(anchors, what.split(maxsplit=1)[0])[:16]}…"
         )
     return info
 

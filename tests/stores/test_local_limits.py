@@ -102,11 +102,12 @@ def test_a_store_of_somebody_else_is_refused(open_to_all: str) -> None:
     store.close()
 
 
-@pytest.mark.root
 def test_a_private_store_of_somebody_else_cannot_be_opened(open_to_all: str) -> None:
     new_store(f"{open_to_all}/store").close()
+    os.chmod(f"{open_to_all}/store", 0 if os.geteuid() else 0o700)
     with unprivileged(), pytest.raises(StoreRefused, match="cellar"):
         LocalStore(f"{open_to_all}/store", "cellar")
+    os.chmod(f"{open_to_all}/store", 0o700)
 
 
 def test_the_reserve_is_not_touched_except_by_acts(root: str) -> None:

@@ -695,7 +695,7 @@ def list_snapshots(v):
     for seq, known in sorted(v["snapshots"].items()):
         count = "?"
         with attempt(v, f"snapshot {seq}"):
-            count = sum(whole(source["messages"]) for source in read_snapshot(v, seq)["sources"])
+            count = sum(whole(source["messages"]) for source in read_snapshot(v, seq)["sources"] if source["kind"] == "mail")
         print(f"{seq:10}  {show(known['time']):20}  {show(known['outcome']):10}  {count:>9}")
 
 
