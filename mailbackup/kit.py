@@ -150,7 +150,7 @@ def _guide(kit: Kit) -> tuple[tuple[str, tuple[_Step, ...]], ...]:
                 ("Look at what is there.", (f"{run} snapshots", f"{run} ls")),
                 (
                     "Get it back into new folders, look at it, then move it into place.",
-                    (f"{run} restore mailbox --all --to /restore/mail", f"{run} restore files /etc --to /restore/files"),
+                    (f"{run} restore mailbox --all --to /restore/mail", f"{run} restore files / --to /restore/files"),
                 ),
             ),
         ),

@@ -24,8 +24,11 @@ from mailbackup.kit import Kit, load_identity_file, page, parse, render
 from mailbackup.model.ids import Digest, VaultId
 from mailbackup.model.ledger import Anchors
 
-IDENTITY = age.generate_identity()
-ADMIN = SigningKey.generate()
+# Fixed, as test names and Hypothesis want the same kit each time. These identities are from the published C2SP/CCTV vectors.
+SECRET = "AGE-SECRET-KEY-1EGTZVFFV20835NWYV6270LXYVK2VKNX2MMDKWYKLMGR48UAWX40Q2P2LM0"
+OTHER_SECRET = "AGE-SECRET-KEY-143WN7DCXU4G8R5AXQSSYD9AEPYDNT3HXSLWSPK36CDU6E8M59SSSAGZ3KG"
+IDENTITY = age.Identity(secret=SECRET, recipient=age.recipient_of(SECRET))
+ADMIN, WRITER, OTHER_SIGNER = (SigningKey.from_hex(digits * 32) for digits in ("a1", "b2", "c3"))
 KIT = Kit(
     vault=VaultId("0123456789abcdef0123456789abcdef"),
     created="2026-11-24T02:30:00Z",
@@ -34,7 +37,7 @@ KIT = Kit(
     recipient=IDENTITY.recipient,
     admin_seed=ADMIN.seed_hex,
     admin=ADMIN.public,
-    writer=SigningKey.generate().public,
+    writer=WRITER.public,
     stores=(("local", "file:///var/backups/mailbackup"), ("offsite", "s3://bucket/mx1?region=eu")),
     head=(12, Digest("ab" * 32)),
     files={"rescue-1.py": Digest("cd" * 32), "FORMAT-1.md": Digest("ef" * 32), "vault.json": Digest("01" * 32)},
@@ -236,10 +239,10 @@ def test_a_line_that_is_missing_or_there_twice(name: str) -> None:
         (KIT.vault, KIT.vault[1:], "'# vault: …' must hold 32"),
         (KIT.vault, KIT.vault.upper(), "'# vault: …' must hold 32"),
         (f"# admin-secret: {KIT.admin_seed}", "# admin-secret: no", "'# admin-secret: …' must hold 64"),
-        (KIT.admin_seed, SigningKey.generate().seed_hex, "do not belong together"),
+        (KIT.admin_seed, OTHER_SIGNER.seed_hex, "do not belong together"),
         (f"# admin-public: {KIT.admin}", f"# admin-public: {KIT.writer}", "do not belong together"),
-        (f"# recipient: {KIT.recipient}", f"# recipient: {age.generate_identity().recipient}", "do not belong together"),
-        (KIT.identity, age.generate_identity().secret, "do not belong together"),
+        (f"# recipient: {KIT.recipient}", f"# recipient: {age.recipient_of(OTHER_SECRET)}", "do not belong together"),
+        (KIT.identity, OTHER_SECRET, "do not belong together"),
         (KIT.identity, KIT.identity[:-1], "not an AGE-SECRET-KEY line"),
         (KIT.identity, "", "one AGE-SECRET-KEY line"),
         (KIT.identity, f"{KIT.identity}\n{KIT.identity}", "one AGE-SECRET-KEY line"),

@@ -143,8 +143,9 @@ def test_signals_unwind_the_program(number: signal.Signals, config_file: str, tm
         from mailbackup import app
         def backup(*args, **named):
             try:
-                os.mkdir({str(tmp_path / "begun")!r})  # not a file object: what is raised inside its finalizer would be lost
-                time.sleep(60)
+                os.mkdir({str(tmp_path / "begun")!r})
+                for _ in range(600):
+                    time.sleep(0.1)  # a signal just before one long sleep would wait for its end
             finally:
                 os.mkdir({str(tmp_path / "closed")!r})
         app.backup = backup

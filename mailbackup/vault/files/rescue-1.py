@@ -62,7 +62,7 @@ MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, Overfl
 FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EPIPE, errno.EIO)  # no use in trying the next file
 
 
-class Damage(Exception):  # noqa: N818
+class Damage(Exception):
     """Something is missing, damaged or not as the format says; everything else can still be restored."""
 
 
