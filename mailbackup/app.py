@@ -189,9 +189,10 @@ def _backup(context: Context, findings: list[Finding], *, rescan: bool, accept_s
         findings = findings + start(store, state, anchors, keys.signer.public)
         epoch = ensure_epoch(store, state, keys)
         workers = _workers(config)
+        threads = workers + 1 if workers else 0  # no workers: everything happens in this thread, in one order
         sealer = stack.enter_context(contextlib.closing(AdaptiveSealer(epoch.recipient, workers)))
         writer = stack.enter_context(
-            contextlib.closing(VaultWriter(store, state, keys, sealer, epoch, level=config.backup.level, threads=workers + 1))
+            contextlib.closing(VaultWriter(store, state, keys, sealer, epoch, level=config.backup.level, threads=threads))
         )
         rescan = rescan or _rescan_due(state, config.backup.rescan_days)
         run = Run(_sources(config, rescan=rescan, accept_shrink=accept_shrink), state, writer, findings, context.on_event)

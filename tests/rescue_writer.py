@@ -15,6 +15,7 @@ import os
 import shutil
 import struct
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,7 +98,8 @@ class TinyVault:
         self.admin, self.writer = Signer(tmp / "admin.pem"), Signer(tmp / "writer.pem")
         identity = run("age-keygen").decode()
         self.recovery = next(line for line in identity.splitlines() if line.startswith("AGE-"))
-        self.seq, self.prev, self.head = 0, None, ""
+        self.seq, self.head = 0, ""
+        self.prev: str | None = None
         self.trust: list[str] = []
         self.pending: dict[str, list[Any]] = {"packs": [], "epochs": []}
         self.registered: dict[str, list[Any]] = {"packs": [], "epochs": []}
@@ -235,7 +237,7 @@ class TinyVault:
 
     # snapshots and the ledger (sections 9 and 10)
 
-    def snapshot(self, mailboxes: list[dict[str, Any]] = (), directories: dict[str, list[dict[str, Any]]] | None = None,
+    def snapshot(self, mailboxes: Sequence[dict[str, Any]] = (), directories: dict[str, list[dict[str, Any]]] | None = None,
                  outcome: str = "complete", close: bool = True) -> int:  # fmt: skip
         """Seal and commit a snapshot; returns its seq. The kit is written anew, with the new head."""
         listed = [
@@ -267,7 +269,7 @@ class TinyVault:
         for member, rows in new.items():
             self.registered[member] += rows
         self.pending = {"packs": [], "epochs": []}
-        entry = {"format": 1, "vault": self.id, "seq": self.seq, "prev": self.prev, "type": kind, "time": TIME,
+        entry: dict[str, Any] = {"format": 1, "vault": self.id, "seq": self.seq, "prev": self.prev, "type": kind, "time": TIME,
                  "signer": signer.public, **new}  # fmt: skip
         if self.seq % 256 == 0:
             entry |= {"trust": list(self.trust), "lists": {"live": self.live_list()}}

@@ -366,7 +366,8 @@ def test_hostile_names_are_refused(tiny_vault: TinyVault, evil: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "flag"), [(b"../x", "c:2,"), (b"a/b", "c"), (b"", "c"), (b"x", "c/../../../y"), (b"x", "c\0"), (b".", "c."), (b"x", "q")]
+    ("base", "flag"),
+    [(b"../x", "c:2,"), (b"a/b", "c"), (b"", "c"), (b"", "c:2,S"), (b"x", "c/../../../y"), (b"x", "c\0"), (b".", "c."), (b"x", "q")],
 )
 def test_hostile_names_of_messages_are_refused(tiny_vault: TinyVault, base: bytes, flag: str) -> None:
     evil = Mail(base, b"H\n\n", b"evil", flag)

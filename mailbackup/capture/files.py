@@ -1,6 +1,9 @@
 """Walking a tree of files: directories as they stand in `[[directory]]` sources, and what in a mailbox is not a message.
 
 Every file is asked for its status in each run; only one whose inode, mtime, ctime or size differ from the last run is read.
+
+Those whose files these are may rename them at any moment, and the walk runs as root. So a directory is opened without following a link, must be the one
+that its parent's listing showed, and what lies in it is reached through its descriptor: no link that is put in its place leads the walk elsewhere.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ import base64
 import os
 import stat
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -52,6 +56,7 @@ class OldFiles:
     entries: dict[bytes, Cached] = field(default_factory=dict)
     by_inode: dict[int, Cached] = field(default_factory=dict)
     decoded: list[Segment] = field(default_factory=list)
+    _sorted: list[bytes] = field(default_factory=list)
 
     @classmethod
     def load(cls, state: State, unit: int, rows: Sequence[SegmentRow], blocks: Sequence[BlockRow]) -> OldFiles:
@@ -69,10 +74,11 @@ class OldFiles:
                 old.entries[name] = old.by_inode[inode] = Cached(name, segment, entry, inode, ctime)
         return old
 
-    @property
-    def dirty(self) -> bool:
-        """Whether a segment has to be stored again."""
-        return any(cached.dirty for cached, _ in self.segments)
+    def below(self, path: bytes) -> list[bytes]:
+        """Names of what lay below a directory."""
+        if not self._sorted:
+            self._sorted = sorted(self.entries)
+        return self._sorted[bisect_left(self._sorted, path + b"/") : bisect_left(self._sorted, path + b"0")]  # "0" follows "/"
 
 
 class FileWalk:
@@ -105,14 +111,24 @@ class FileWalk:
         self._mailboxes = mailboxes or {}
         self._leave = leave  # told when everything below an entry of the root was read
         self._links: dict[tuple[int, int], list[Item]] = {}
+        self._pending: list[tuple[bytes, os.stat_result]] = []  # directories to list; no recursion: users make trees of any depth
 
     def run(self) -> list[Item]:
         """All entries, ordered by path. Raises Unreadable when the root itself cannot be read."""
-        status = os.lstat(self.root) if os.path.lexists(self.root) else None
-        if status is None or not stat.S_ISDIR(status.st_mode):
-            raise Unreadable("is not there" if status is None else "is not a directory")
+        try:
+            status = os.stat(self.root)  # the one link that is followed is the root itself: somebody configured it
+        except OSError as error:
+            raise Unreadable("is not there" if isinstance(error, FileNotFoundError) else error.strerror or str(error)) from None
+        if not stat.S_ISDIR(status.st_mode):
+            raise Unreadable("is not a directory")
         self._device = status.st_dev
-        self._directory(b".", status, may_fail=False)
+        self._directory(b".", status)
+        while self._pending:
+            path, status = self._pending.pop()
+            self._directory(path, status)
+            first = path.partition(b"/")[0]
+            if not self._pending or self._pending[-1][0].partition(b"/")[0] != first:
+                self._leave(first)
         for items in self._links.values():
             if len(items) > 1:
                 first = min(item.name for item in items)
@@ -121,28 +137,46 @@ class FileWalk:
         self.items.sort(key=Item.sort_key)
         return self.items
 
-    def _directory(self, path: bytes, status: os.stat_result, *, may_fail: bool = True) -> None:
-        self.items.append(self._item(path, "d", status))
+    def _directory(self, path: bytes, status: os.stat_result) -> None:
+        """A directory and what lies in it; its subdirectories become pending."""
+        follow = 0 if path == b"." else os.O_NOFOLLOW
         try:
-            with os.scandir(self._full(path)) as entries:
-                names = [entry.name for entry in entries]
+            fd = os.open(self._full(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | follow)
         except FileNotFoundError:
             return
-        except OSError as error:
-            if not may_fail:
-                raise Unreadable(error.strerror or str(error)) from None
-            self._unreadable(path, error.strerror or str(error), subtree=True)
+        except NotADirectoryError:
+            self._find(FindingKind.CHANGED, path, "it became something else than a directory while it was looked at")
             return
-        for name in names:
-            if path == b".":
-                self._entry(name, name)
-                self._leave(name)
-            else:
-                self._entry(path + b"/" + name, name)
-
-    def _entry(self, path: bytes, name: bytes) -> None:
+        except OSError as error:
+            self.items.append(self._item(path, "d", status))
+            self._cannot_list(path, error)
+            return
         try:
-            status = os.lstat(self._full(path))
+            self._listing(path, status, fd)
+        finally:
+            os.close(fd)
+
+    def _listing(self, path: bytes, status: os.stat_result, fd: int) -> None:
+        if not os.path.samestat(os.fstat(fd), status):
+            self._find(FindingKind.CHANGED, path, "another directory came in its place while it was looked at")
+            return
+        self.items.append(self._item(path, "d", status, fd))
+        try:
+            names = os.listdir(fd)
+        except OSError as error:
+            self._cannot_list(path, error)
+            return
+        for name in map(os.fsencode, names):
+            self._entry(name if path == b"." else path + b"/" + name, name, fd)
+
+    def _cannot_list(self, path: bytes, error: OSError) -> None:
+        if path == b".":
+            raise Unreadable(error.strerror or str(error))
+        self._unreadable(path, error.strerror or str(error), subtree=True)
+
+    def _entry(self, path: bytes, name: bytes, parent: int) -> None:
+        try:
+            status = os.stat(name, dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -152,11 +186,11 @@ class FileWalk:
         if self._skip(path, name, kind == stat.S_IFDIR):
             return
         if kind == stat.S_IFREG:
-            self._file(path, status)
+            self._file(path, status, parent)
         elif kind == stat.S_IFDIR:
             self._subdirectory(path, status)
         else:
-            self._special(path, kind, status)
+            self._special(path, kind, status, parent)
 
     def _subdirectory(self, path: bytes, status: os.stat_result) -> None:
         key = self._mailboxes.get(self._full(path))
@@ -168,12 +202,12 @@ class FileWalk:
             self.items.append(self._item(path, "d", status))
             self._find(FindingKind.OTHER_FILE_SYSTEM, path, "another file system is mounted here; it is not part of this source")
         else:
-            self._directory(path, status)
+            self._pending.append((path, status))
 
-    def _special(self, path: bytes, kind: int, status: os.stat_result) -> None:
+    def _special(self, path: bytes, kind: int, status: os.stat_result, parent: int) -> None:
         if kind == stat.S_IFLNK:
             try:
-                target = os.readlink(self._full(path))
+                target = os.readlink(os.path.basename(path), dir_fd=parent)
             except OSError:
                 return  # gone, or replaced: what replaced it is seen next time
             item = self._item(path, "l", status)
@@ -188,7 +222,7 @@ class FileWalk:
         else:
             self._find(FindingKind.SOCKET_SKIPPED, path, "a socket has no content")
 
-    def _file(self, path: bytes, status: os.stat_result) -> None:
+    def _file(self, path: bytes, status: os.stat_result, parent: int) -> None:
         same = self._links.get((status.st_dev, status.st_ino)) if status.st_nlink > 1 else None
         cached = self._old.entries.get(path)
         if same:
@@ -198,7 +232,7 @@ class FileWalk:
             item.hard = None
         else:
             self._offer(path, cached, status)
-            found = self._read(path)
+            found = self._read(path, parent)
             if found is None:
                 return
             item = found
@@ -209,7 +243,7 @@ class FileWalk:
     def _again(self, path: bytes, status: os.stat_result, first: Item) -> Item:
         """A further name of a file that was read already."""
         item = self._item(path, "f", status)
-        item.size, item.places, item.mtime = first.size, first.places, first.mtime
+        item.size, item.places, item.mtime, item.xattrs = first.size, first.places, first.mtime, first.xattrs
         return item
 
     def _offer(self, path: bytes, cached: Cached | None, status: os.stat_result) -> None:
@@ -219,10 +253,10 @@ class FileWalk:
             if known is not None and known.inode and self._unit_of(known.name) is unit:
                 unit.add_refs(known.segment.blocks, known.entry.refs)
 
-    def _read(self, path: bytes) -> Item | None:
+    def _read(self, path: bytes, parent: int) -> Item | None:
         for attempt in range(3):
             try:
-                with opened(self._full(path)) as (fd, status):
+                with opened(os.path.basename(path), parent) as (fd, status):
                     places, size = self._store(path, fd)
                     if not unchanged(status, fd, size):
                         if attempt < 2:
@@ -252,20 +286,22 @@ class FileWalk:
         self.read_bytes += size
         return places, size
 
-    def _item(self, path: bytes, kind: Kind, status: os.stat_result) -> Item:
+    def _item(self, path: bytes, kind: Kind, status: os.stat_result, fd: int | None = None) -> Item:
         owner = owner_now(status.st_mode, status.st_uid, status.st_gid)
         item = Item(path, kind, owner, divmod(status.st_mtime_ns, _NANO), inode=status.st_ino, ctime=status.st_ctime_ns)
         if kind == "d":
-            item.xattrs = _xattrs(self._full(path))
+            item.xattrs = _xattrs(self._full(path) if fd is None else fd)
         return item
 
     def _unreadable(self, path: bytes, why: str, *, subtree: bool = False) -> None:
         """Keep what the last run had of it."""
         self._find(FindingKind.UNREADABLE, path, why)
-        present = {item.name for item in self.items}
-        for name, cached in self._old.entries.items():
-            if (name == path or (subtree and name.startswith(path + b"/"))) and name not in present:
-                self.items.append(Item.of(cached.segment, cached.entry, 0, 0))
+        names = [path] if path in self._old.entries and self.items[-1].name != path else []
+        if subtree:
+            names += self._old.below(path)
+        for name in names:
+            cached = self._old.entries[name]
+            self.items.append(Item.of(cached.segment, cached.entry, 0, 0))
 
     def _full(self, path: bytes) -> bytes:
         return self.root if path == b"." else self.root + b"/" + path

@@ -27,8 +27,8 @@ from mailbackup.vault.trees import Item, resolve
 from mailbackup.vault.units import Unit
 from mailbackup.vault.writer import VaultWriter
 
-_LOOKS_BACK = 5  # at folders that go on changing, when nothing is missing
-_LOOKS_FOR_MISSING = 60  # when something is
+_LOOKS_AT_MOST = 60
+_LOOKS_WITHOUT_NEWS = 3  # in a row, at folders that go on changing: nothing more is expected
 _ABSENT_LOOKS = 5  # in a row, in all folders: expunged
 
 
@@ -214,19 +214,27 @@ class MailFolders:
 
     def _look_back(self) -> None:
         absent: Counter[bytes] = Counter()
-        for attempt in range(_LOOKS_FOR_MISSING):
+        without_news = 0
+        for attempt in range(_LOOKS_AT_MOST):
             missing = self._missing()
-            if not missing and attempt >= _LOOKS_BACK:
-                break
             again = [work for work in self.work.values() if not work.stale and (missing or self._moved_on(work, doubtful=attempt == 0))]
-            if not again:
+            if not again or (not missing and without_news >= _LOOKS_WITHOUT_NEWS):
                 break
-            for work in again:
-                self._folder_again(work)
+            news = self._look_again(again if attempt % 2 else again[::-1])
+            without_news = 0 if news else without_news + 1
             self._judge(self._missing(), absent)
         for base in self._missing():
             self._find(FindingKind.LOST, self._vanished[base], f"{show(base)} moved faster than it could be read")
             self.work[self._vanished[base]].flawed = True
+
+    def _look_again(self, works: list[FolderWork]) -> bool:
+        """List these folders one right after the other, then read what is new in them. Returns whether anything was.
+
+        The shorter the time between two listings, the less can slip from one folder to the other in it; and the order alternates, since a message
+        slips through only if it moves in the direction of the listing.
+        """
+        listed = [work for work in works if self._list_again(work)]
+        return any([self._read_news(work) for work in listed])
 
     def _missing(self) -> list[bytes]:
         """Messages that were seen in some folder, were not there when they were to be read, and were not captured elsewhere."""
@@ -268,12 +276,22 @@ class MailFolders:
             return True
         return uidlist is None or any(base not in work.scan.seen for base in uidlist.rows)
 
-    def _folder_again(self, work: FolderWork) -> None:
+    def _list_again(self, work: FolderWork) -> bool:
+        try:
+            work.scan.list_once()
+        except Unreadable as error:
+            self._find(FindingKind.UNREADABLE, work.name, str(error))
+            work.flawed = True
+            return False
+        return True
+
+    def _read_news(self, work: FolderWork) -> bool:
+        """Read what the last listing of a folder has and this run does not."""
+        before = len(work.items)
         try:
             if work.untouched:
                 self._changed_folder(work)
-                return
-            work.scan.list_once()
+                return len(work.items) > before
             here = {item.name for item in work.items}
             here.update(work.kept_names())
             news = {base: seen for base, seen in work.scan.last.items() if base not in here}
@@ -283,6 +301,7 @@ class MailFolders:
         except Unreadable as error:
             self._find(FindingKind.UNREADABLE, work.name, str(error))
             work.flawed = True
+        return len(work.items) > before
 
     def _captured_inodes(self, here: FolderWork) -> set[tuple[bytes, int]]:
         """Messages that were captured in another folder: one that moved since then is not captured twice."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from mailbackup.capture.reading import Gone, OtherKind, Unreadable, chunks, opened, read_whole, unchanged
+from mailbackup.capture.reading import Gone, OtherKind, Unreadable, chunks, open_file, read_whole, unchanged
 from mailbackup.capture.scan import FolderScan, Seen
 from mailbackup.mail.message import header_length, readable_headers
 from mailbackup.model.finding import Finding, FindingKind
@@ -18,6 +18,7 @@ from mailbackup.vault.units import Unit
 from mailbackup.vault.writer import VaultWriter
 
 OnItem = Callable[[Item], None]
+Stored = tuple[int, list[Place], int, Place | None]  # bytes, blobs, how many of them are headers, readable copy of the headers
 
 _IN_MEMORY = 16 << 20  # bytes; longer messages are read in pieces
 _HEAD_FROM = 1 << 20  # bytes of a packed message that are looked at for its headers
@@ -108,43 +109,37 @@ class FolderReader:
 
     def _stable(self, base: bytes, seen: Seen, dir_fd: int) -> Item:
         for attempt in range(3):
-            with opened(seen.name, dir_fd) as (fd, status):
-                if status.st_size > _IN_MEMORY:
-                    places, size, headers, head = self._large(fd)
-                else:
-                    data = read_whole(fd, status.st_size)
-                    size = len(data)
-                    if attempt < 2 and not unchanged(status, fd, size):
-                        continue
-                    places, headers, head = self._store(data)
-                if not unchanged(status, fd, size):
+            fd, status = open_file(seen.name, dir_fd)
+            try:
+                whole = status.st_size <= _IN_MEMORY
+                data = read_whole(fd, status.st_size) if whole else b""
+                if whole and attempt < 2 and not unchanged(status, fd, len(data)):
+                    continue
+                size, places, headers, head = self._store(data) if whole else self._large(fd)
+                if (not whole or attempt == 2) and not unchanged(status, fd, size):
                     if attempt < 2:
                         continue
                     self._report(FindingKind.CHANGED, seen, f"{size} bytes of it are in the snapshot")
+            finally:
+                os.close(fd)
             self.read_bytes += size
+            mtime = divmod(status.st_mtime_ns, 1_000_000_000)
             item = Item(
-                base,
-                "f",
-                owner_now(status.st_mode, status.st_uid, status.st_gid),
-                divmod(status.st_mtime_ns, 1_000_000_000),
-                size,
-                places,
-                headers=headers,
-                inode=status.st_ino,
+                base, "f", owner_now(status.st_mode, status.st_uid, status.st_gid), mtime, size, places, headers=headers, inode=status.st_ino
             )
             item.head, item.flag = head, seen.flag
             return item
         raise AssertionError("unreachable")
 
-    def _store(self, data: bytes) -> tuple[list[Place], int, Place | None]:
+    def _store(self, data: bytes) -> Stored:
         """The blobs of a message: header block, then the body in pieces of at most 4 MiB."""
         cut = header_length(data)
-        add, unit = self.writer.add, self.unit
-        places: list[Place] = [add(unit, "headers", data[:cut])] if cut else []
-        places += [add(unit, "bodies", data[start : start + PIECE_LIMIT]) for start in range(cut, len(data), PIECE_LIMIT)]
-        return places, (1 if cut else 0), (None if cut else self._head(data[:_HEAD_FROM]))
+        add, unit, view = self.writer.add, self.unit, memoryview(data)
+        places: list[Place] = [add(unit, "headers", view[:cut])] if cut else []
+        places += [add(unit, "bodies", view[start : start + PIECE_LIMIT]) for start in range(cut, len(data), PIECE_LIMIT)]
+        return len(data), places, (1 if cut else 0), (None if cut else self._head(data[:_HEAD_FROM]))
 
-    def _large(self, fd: int) -> tuple[list[Place], int, int, Place | None]:
+    def _large(self, fd: int) -> Stored:
         """A message too large to hold: the same blobs, read piece by piece."""
         places: list[Place] = []
         headers, head = 0, None
@@ -167,7 +162,7 @@ class FolderReader:
                 rest = rest[PIECE_LIMIT:]
         if rest:
             places.append(self.writer.add(self.unit, "bodies", rest))
-        return places, size, headers, head
+        return size, places, headers, head
 
     def _head(self, start: bytes) -> Place | None:
         """A readable copy of the headers of a packed message, so that listing does not need its body."""

@@ -27,17 +27,24 @@ class Unreadable(Exception):
     """The file cannot be read; the text says why."""
 
 
-@contextmanager
-def opened(path: bytes, dir_fd: int | None = None) -> Iterator[tuple[int, os.stat_result]]:
-    """A regular file, open, and its status. Raises Gone, OtherKind or Unreadable."""
+def open_file(path: bytes, dir_fd: int | None = None) -> tuple[int, os.stat_result]:
+    """A regular file, open, and its status; the caller closes it. Raises Gone, OtherKind or Unreadable."""
     try:
         fd = os.open(path, _FLAGS, dir_fd=dir_fd)
     except OSError as error:
         raise _told(error) from None
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        raise OtherKind
+    return fd, status
+
+
+@contextmanager
+def opened(path: bytes, dir_fd: int | None = None) -> Iterator[tuple[int, os.stat_result]]:
+    """The same, closed at the end."""
+    fd, status = open_file(path, dir_fd)
     try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise OtherKind
         yield fd, status
     finally:
         os.close(fd)

@@ -51,7 +51,7 @@ class Piece:
         return BlobRef(block.pack, block.number, block.offset, block.length, self.start, self.size, self.blob)
 
 
-def seal_block(sealer: Sealer, plain: bytes | bytearray, level: int) -> bytes:
+def seal_block(sealer: Sealer, plain: bytes | bytearray | memoryview, level: int) -> bytes:
     """age(zstd(plain))."""
     return sealer.seal(compress(plain, level))
 

@@ -105,7 +105,7 @@ class PackWriter:
 
     # -- feeding
 
-    def add_small(self, lane: Lane, data: bytes, blob: BlobId) -> Piece:
+    def add_small(self, lane: Lane, data: bytes | memoryview, blob: BlobId) -> Piece:
         """Append a small blob to a lane; the lane's block goes off when it is full."""
         if len(lane.buffer) + len(data) > BLOCK_TARGET:
             self.flush(lane)
@@ -132,7 +132,7 @@ class PackWriter:
             self._under_way += size
         self._workers.submit(self._run, size, job)
 
-    def seal_into(self, block: Block, plain: bytes | bytearray, level: int | None = None) -> None:
+    def seal_into(self, block: Block, plain: bytes | bytearray | memoryview, level: int | None = None) -> None:
         """Compress, seal and append one block. Called from jobs, in any thread."""
         sealed = seal_block(self._sealer, plain, self._level if level is None else level)
         self._append(block, sealed, hashlib.sha256(sealed).digest())

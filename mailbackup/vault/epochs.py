@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 
 from mailbackup.content.ports import Opener
-from mailbackup.errors import DamageError, IdentityMissing, WrongIdentity
+from mailbackup.errors import DamageError, IdentityMissing, ObjectDamaged, WrongIdentity
 from mailbackup.model.ids import epoch_key, is_object_key
 from mailbackup.stores.base import Store
 
@@ -23,16 +24,16 @@ class EpochOpener:
         self._store = store
         self._unwrap = unwrap
         self._openers: dict[int, Opener] = {}
-        self._failed: dict[int, Exception] = {}
+        self._failed: dict[int, WrongIdentity | DamageError] = {}  # epochs that cannot be opened, and why
         self._lock = threading.Lock()
 
     def load(self, epoch: int) -> None:
-        """Open the identity of an epoch now. Raises IdentityMissing, WrongIdentity, or what the store raises."""
+        """Open the identity of an epoch now. Raises IdentityMissing, WrongIdentity, ObjectMissing or ObjectDamaged, or what the store raises."""
         with self._lock:
             self._load(epoch)
 
     def open(self, sealed: bytes) -> bytes:
-        """The plaintext. Raises as `Opener.open` does."""
+        """The plaintext. Raises WrongIdentity only when an epoch's key is not for this identity; else ObjectDamaged."""
         for opener in list(self._openers.values()):
             try:
                 return opener.open(sealed)
@@ -42,10 +43,18 @@ class EpochOpener:
             for epoch in self._others():
                 try:
                     self._load(epoch)
-                    return self._openers[epoch].open(sealed)
-                except WrongIdentity:
+                except (WrongIdentity, DamageError):
                     continue
-        raise WrongIdentity("a block is sealed to an epoch that this identity does not open")
+                with contextlib.suppress(WrongIdentity):
+                    return self._openers[epoch].open(sealed)
+            raise self._why()
+
+    def _why(self) -> WrongIdentity | DamageError:
+        """Why no epoch opens a block. That its header is damaged looks just like a key that does not fit."""
+        if not self._openers or any(isinstance(error, WrongIdentity) for error in self._failed.values()):
+            return WrongIdentity("a block is sealed to an epoch that this identity does not open")
+        damaged = "".join(f"; {error.message}" for error in self._failed.values())
+        return ObjectDamaged(f"no key of the vault opens it: it is damaged, or the key of its epoch is missing or damaged{damaged}")
 
     def _others(self) -> list[int]:
         keys = [key for key, _ in self._store.list("keys/") if is_object_key(key)]
@@ -54,9 +63,11 @@ class EpochOpener:
     def _load(self, epoch: int) -> None:
         if epoch in self._openers:
             return
+        if epoch in self._failed:
+            raise self._failed[epoch]
         if self._unwrap is None:
             raise IdentityMissing("reading the contents of a vault needs an identity")
-        error: Exception = WrongIdentity(f"the identity does not open {epoch_key(epoch)}")
+        error: WrongIdentity | DamageError = WrongIdentity(f"the identity does not open {epoch_key(epoch)}")
         prefix = f"keys/{epoch:010d}-"
         for key in [epoch_key(epoch), *(key for key, _ in self._store.list(prefix) if is_object_key(key) and key != epoch_key(epoch))]:
             try:
@@ -65,5 +76,6 @@ class EpochOpener:
             except WrongIdentity:
                 continue
             except DamageError as damage:
-                error = damage
+                error = type(damage)(f"{key}: {damage.message}")
+        self._failed[epoch] = error
         raise error

@@ -43,6 +43,8 @@ from mailbackup.vault.state import State
 from mailbackup.vault.trees import Place
 from mailbackup.vault.units import LaneKind, Unit
 
+Bytes = bytes | memoryview  # of bytes that do not change afterwards
+
 CHECKPOINT_BYTES = 2 << 30
 CHECKPOINT_SECONDS = 300
 _INLINE_STOPS = 8 * 1024  # bytes of stops that stay in the entry's line
@@ -120,7 +122,7 @@ class VaultWriter:
 
     # -- blobs
 
-    def add(self, unit: Unit, kind: LaneKind, data: bytes) -> Piece:
+    def add(self, unit: Unit, kind: LaneKind, data: Bytes) -> Piece:
         """Store a blob, unless the vault has it within the reach of the locality rule. The data must not change afterwards."""
         if len(data) >= SMALL_BLOB:
             return self._add_large(data, 1 if kind == "bodies" and self._level > 1 and _looks_base64(data) else self._level)
@@ -130,12 +132,12 @@ class VaultWriter:
             piece = unit.known[blob] = self._packs.add_small(unit.lane(kind), data, blob)
         return piece
 
-    def _add_large(self, data: bytes, level: int) -> Piece:
+    def _add_large(self, data: Bytes, level: int) -> Piece:
         piece = Piece(None, 0, len(data), None)
         self._packs.submit(len(data), lambda: self._store_large(piece, data, level))
         return piece
 
-    def _store_large(self, piece: Piece, data: bytes, level: int) -> None:
+    def _store_large(self, piece: Piece, data: Bytes, level: int) -> None:
         """Runs in a sealing thread: hash, decide, seal."""
         piece.blob = blob_id(data)
         with self._state.lock:  # the lock under which every decision about duplicates is made
@@ -346,7 +348,7 @@ def _list_object(seq: int, data: bytes) -> tuple[ObjectRow, bytes]:
     return ObjectRow(key=list_key(seq, digest(packed)), sha256=digest(packed), size=len(packed)), packed
 
 
-def _looks_base64(data: bytes) -> bool:
+def _looks_base64(data: Bytes) -> bool:
     """Most large bodies are base64, which compresses no better at level 3 than at 1 (0.757 both), but a third slower."""
-    sample = data[len(data) // 2 : len(data) // 2 + 4096]
+    sample = bytes(data[len(data) // 2 : len(data) // 2 + 4096])
     return len(sample) > 1024 and sample.isascii() and b" " not in sample

@@ -252,6 +252,8 @@ def judge(v, item, seq, prev):
         raise Damage("the chain is broken: it was not written after the entry that is before it here")
     if entry["signer"] not in ({v["admin"]} if entry["type"] == "trust" else v["writers"]):
         raise Damage("its signer is not trusted")
+    if seq % 256 == 0 and entry.get("trust") != v["trust"]:
+        raise Damage("the trust entries that it repeats are not those of the chain")
     der = bytes.fromhex("302a300506032b6570032100" + entry["signer"])  # the fixed head of an Ed25519 public key
     pem = b"-----BEGIN PUBLIC KEY-----\n" + base64.b64encode(der) + b"\n-----END PUBLIC KEY-----\n"
     for name, data in (("line", item["line"]), ("sig", item["sig"]), ("key.pem", pem)):
@@ -317,25 +319,17 @@ def ledger_range(v):
     return first, last
 
 
-def take_entry(v, seq, first, prev):
-    """Read, judge and learn one entry. Damage or a malformed record means that the chain cannot be trusted."""
-    item = split_entry(load(v, ledger_key(seq), RECORD_MAX))
-    if seq == first != 1:
-        begin_at_page(v, item["entry"], first)
-    judge(v, item, seq, prev)
-    if seq % 256 == 0 and item["entry"].get("trust") != v["trust"]:
-        raise Damage("the trust entries that it repeats are not those of the chain")
-    learn(v, item)
-    return item
-
-
 def check_ledger(v):
     """Walk the chain: every entry, signature and pinned hash must be right, or nothing is restored."""
     first, last = ledger_range(v)
     prev, hashes = (None if first == 1 else ()), {}
     for seq in range(first, last + 1):
         try:
-            item = take_entry(v, seq, first, prev)
+            item = split_entry(load(v, ledger_key(seq), RECORD_MAX))
+            if seq == first != 1:
+                begin_at_page(v, item["entry"], first)
+            judge(v, item, seq, prev)
+            learn(v, item)
         except (Damage, *MALFORMED) as problem:
             stop(4, f"ledger entry {seq} is refused: {show(problem)}. Nothing is restored; try another copy of the vault")
         hashes[seq] = prev = sha256(item["data"])

@@ -1,0 +1,257 @@
+"""A host that remembers what its sources held at each snapshot, and what the ledger and the state say of its blocks.
+
+Runs work in one thread, so that a run makes the same store operations in the same order each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sqlite3
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from msgspec.structs import replace as with_other
+
+from mailbackup import app, kit
+from mailbackup.audit.walk import Auditor
+from mailbackup.crypto.age import AgeOpener, open_epoch
+from mailbackup.crypto.signing import SigningKey
+from mailbackup.model.events import ignore
+from mailbackup.model.finding import FindingKind
+from mailbackup.model.ids import PublicKey
+from mailbackup.model.ledger import Anchors
+from mailbackup.model.results import BackupResult
+from mailbackup.upkeep.registry import Registry
+from mailbackup.vault.chain import Trust, find_head, walk
+from mailbackup.vault.epochs import EpochOpener
+from mailbackup.vault.reader import VaultReader
+from tests.world import ALICE, World, tree_of
+
+BOB = "bob@example.org"
+
+Blocks = set[tuple[str, int]]  # pack, number
+
+
+class Look(NamedTuple):
+    """What the sources hold: per address every file of the Maildir (content, mtime), and the tree of the directory source."""
+
+    mail: dict[str, dict[bytes, tuple[bytes, int]]]
+    home: dict[str, tuple[Any, ...]]
+
+
+class Past(World):
+    """A World that remembers."""
+
+    def __init__(self, root: object) -> None:
+        super().__init__(root, directories=True)
+        self.past: dict[int, Look] = {}
+
+    @property
+    def context(self) -> app.Context:
+        """As a World's, with one thread."""
+        context = super().context
+        return replace(context, config=with_other(context.config, backup=with_other(context.config.backup, workers=0)))
+
+    def backup(self, **options: Any) -> BackupResult:
+        """A run, complete or not; what the sources held is remembered for every snapshot that it made or left pending."""
+        try:
+            return super().backup(**options)
+        finally:
+            self.remember()
+
+    # -- a life
+
+    def first_day(self) -> None:
+        """Two mailboxes with small and large messages, a folder, state files, and a directory."""
+        for number in range(4):
+            self.deliver(f"{number}.small:2,S", letter(f"small {number}"))
+            self.deliver(f"{number}.bob:2,", letter(f"for bob {number}"), BOB)
+        self.deliver("7.large:2,S", letter("large", LARGE))
+        self.deliver("7.large:2,", letter("large for bob", LARGE), BOB)
+        self.deliver("8.archived:2,S", letter("archived", b"w" * 40_000), folder=".Archive")
+        write(f"{self.maildir()}/dovecot-uidlist", b"3 V1 N9\n")
+        write(f"{self.home}/notes", b"first")
+        write(f"{self.home}/projects/plan", b"p" * 50_000)
+        self.settle()
+
+    def second_day(self) -> None:
+        """New mail, another flag, a message moved, one deleted, one folder gone, files changed."""
+        inbox = self.maildir()
+        self.deliver("20.new", letter("new", b"n" * 45_000), place="new")
+        self.deliver("21.new", letter("tiny"), BOB, place="new")
+        os.rename(f"{inbox}/cur/0.small:2,S", f"{inbox}/cur/0.small:2,FS")
+        os.rename(f"{inbox}/cur/1.small:2,S", f"{self.folder('.Trash')}/cur/1.small:2,ST")
+        os.unlink(f"{inbox}/cur/2.small:2,S")
+        shutil.rmtree(f"{inbox}/.Archive")
+        write(f"{inbox}/dovecot-uidlist", b"3 V1 N11\n")
+        write(f"{self.home}/notes", b"second")
+        write(f"{self.home}/projects/other", b"o" * 50_000)
+        os.unlink(f"{self.home}/projects/plan")
+
+    # -- memory
+
+    def look(self) -> Look:
+        """What the sources hold now."""
+        domains = sorted(os.listdir(self.mail))
+        addresses = [f"{user}@{domain}" for domain in domains for user in sorted(os.listdir(f"{self.mail}/{domain}"))]
+        return Look({address: files_in(self.maildir(address)) for address in addresses}, tree_of(self.home))
+
+    def remember(self) -> None:
+        """Snapshots that nobody knows yet are of now."""
+        for seq in {*self.committed(), *self.pending()} - set(self.past):
+            self.past[seq] = self.look()
+
+    def committed(self) -> list[int]:
+        """The snapshots that the ledger names."""
+        return [entry["seq"] for entry in self.ledger() if entry["type"] == "snapshot"]
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """The entries of the ledger, unchecked."""
+        keys = sorted(key for key in self.objects() if key.startswith("ledger/"))
+        return [json.loads(self.raw(key).partition(b"\n")[0]) for key in keys]
+
+    def pending(self) -> list[int]:
+        """The snapshot that waits in the state for being put, if there is one."""
+        with contextlib.suppress(sqlite3.Error):
+            rows = self.sql("SELECT key, data FROM pending ORDER BY position DESC LIMIT 1")
+            return [int(key[-15:-5]) for key, data in rows if b'"type":"snapshot"' in data]
+        return []
+
+    def sql(self, statement: str) -> list[tuple[Any, ...]]:
+        """Ask (or change) the state."""
+        if not os.path.exists(f"{self.state}/state.db"):
+            return []
+        with contextlib.closing(sqlite3.connect(f"{self.state}/state.db", isolation_level=None)) as db:
+            return db.execute(statement).fetchall()
+
+    def raw(self, key: str) -> bytes:
+        """The bytes of an object."""
+        with open(f"{self.vault}/{key}", "rb") as file:
+            return file.read()
+
+    def packs(self) -> list[str]:
+        """Paths of the packs in the store."""
+        return [f"{self.vault}/{key}" for key in self.objects() if key.startswith("packs/")]
+
+    def save(self, name: str, *parts: str) -> None:
+        """Keep a copy of the state and the vault (or of these parts of the world) as they are."""
+        for part in parts or ("state", "vault"):
+            os.makedirs(f"{self.root}/{part}", exist_ok=True)
+            shutil.rmtree(f"{self.root}/{name}/{part}", ignore_errors=True)
+            shutil.copytree(f"{self.root}/{part}", f"{self.root}/{name}/{part}")
+
+    def put_back(self, name: str, *parts: str) -> None:
+        """Make them what they were at `save`."""
+        for part in parts or ("state", "vault"):
+            shutil.rmtree(f"{self.root}/{part}")
+            shutil.copytree(f"{self.root}/{name}/{part}", f"{self.root}/{part}")
+
+    # -- what must hold
+
+    def check(self, *, heads: bool = True) -> None:
+        """The vault verifies, every snapshot in it restores to what its sources held, and no block is live, or counted on, in vain."""
+        self.check_clean()
+        for seq in self.committed():
+            self.check_restores(seq)
+        if heads:
+            self.check_blocks()
+
+    def check_clean(self) -> None:
+        """`verify --decrypt` finds nothing but packs that an interrupted run left."""
+        checked = self.verify(decrypt=True)
+        assert checked.outcome == "clean", checked.findings
+        assert {finding.kind for finding in checked.findings} <= {FindingKind.OBJECT_UNKNOWN}, checked.findings
+
+    def check_restores(self, seq: int) -> None:
+        """A snapshot restores byte for byte to what its sources held."""
+        assert self.restored(seq) == self.past[seq]
+
+    def restored(self, seq: int) -> Look:
+        """What a snapshot restores to."""
+        out = f"{self.root}/out"
+        shutil.rmtree(out, ignore_errors=True)
+        assert self.restore("out/mail", None, at=str(seq)).outcome == "complete"
+        assert self.restore_files("out/home", at=str(seq)).outcome == "complete"
+        mail = {address: files_in(f"{out}/mail/{address}") for address in sorted(os.listdir(f"{out}/mail"))}
+        return Look(mail, tree_of(f"{out}/home/{self.home}"))
+
+    def check_blocks(self) -> None:
+        """The state knows exactly the blocks that the ledger holds live; after a complete run they are those that its trees refer to."""
+        assert self.live_in_state() == self.live_in_ledger()
+        assert self.sql("SELECT count(*) FROM block WHERE refs < 0") == [(0,)]
+
+    def check_no_waste(self) -> None:
+        """What is live is what the newest snapshot, a complete one, refers to."""
+        self.check_blocks()
+        assert self.live_in_ledger() == self.reached(self.committed()[-1])
+
+    def live_in_state(self) -> Blocks:
+        """Blocks that the state counts on."""
+        return {(row[0], row[1]) for row in self.sql("SELECT pack.id, number FROM block JOIN pack ON pack.no = block.pack")}
+
+    def registry(self) -> Registry:
+        """What the ledger says, each entry checked."""
+        registry, anchors = Registry(), self.anchors
+        with contextlib.closing(self.store()) as store:
+            for link in walk(store, anchors, Trust(anchors.admin), last=find_head(store)):
+                registry.learn(store, link)
+        assert not registry.unreadable
+        return registry
+
+    def live_in_ledger(self) -> Blocks:
+        """Blocks that are live at the head of the ledger."""
+        head = self.ledger()[-1]["seq"]
+        lives = self.registry().packs.items()
+        return {(pack, number) for pack, life in lives for number in range(life.row.blocks) if life.lives(number, head)}
+
+    def reached(self, seq: int) -> Blocks:
+        """Blocks that the trees of a snapshot refer to."""
+        with contextlib.closing(self.store()) as store:
+            identities = kit.load_identity_file(self.kit, None).identities
+            reader = VaultReader(store, self.anchors, EpochOpener(store, lambda sealed: AgeOpener([open_epoch(sealed, identities)])))
+            return set(Auditor(reader, self.registry(), ignore).run([reader.find(str(seq))]).reached)
+
+    @property
+    def anchors(self) -> Anchors:
+        """The trust anchors of the configuration, without a pinned head."""
+        trust = self.context.config.trust
+        return with_other(self.context.anchors, admin=PublicKey(trust.admin), head=None)
+
+    @property
+    def admin(self) -> SigningKey:
+        """The admin's signing key, from the recovery kit."""
+        loaded = kit.load_identity_file(self.kit, None).kit
+        assert loaded is not None
+        return SigningKey.from_hex(loaded.admin_seed)
+
+
+LARGE = bytes(range(256)) * 300  # a body above 32 KiB: a block of its own, deduplicated in the whole vault
+
+
+def letter(subject: str, body: bytes = b"a few words\n") -> bytes:
+    """A message."""
+    return b"From: someone@example.net\nSubject: %b\n\n%b" % (subject.encode(), body)
+
+
+def write(path: str, content: bytes) -> None:
+    """A file with this content, in place of what was there."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(content)
+
+
+def files_in(root: str) -> dict[bytes, tuple[bytes, int]]:
+    """Every file below a directory: path relative to it → (content, mtime in ns)."""
+    found = {}
+    for path, _, names in os.walk(os.fsencode(root)):
+        for name in names:
+            full = os.path.join(path, name)
+            with open(full, "rb") as file:
+                found[os.path.relpath(full, os.fsencode(root))] = (file.read(), os.fstat(file.fileno()).st_mtime_ns)
+    return found
+
+
+__all__ = ["ALICE", "BOB", "LARGE", "Blocks", "Look", "Past", "files_in", "letter", "write"]

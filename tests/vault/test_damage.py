@@ -1,0 +1,237 @@
+"""Every object of a vault, damaged in every way: it is found and named, what is whole comes back, and nothing wrong ever does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from mailbackup import config
+from mailbackup.cli.program import main
+from mailbackup.config import Recipient
+from mailbackup.crypto.age import generate_identity
+from mailbackup.errors import AnchorMismatch, DamageError, ObjectDamaged, StoreUnavailable
+from mailbackup.model.finding import FindingKind
+from mailbackup.model.ids import blob_id
+from mailbackup.model.results import VerifyResult
+from mailbackup.model.tree import BlobRef
+from mailbackup.stores.base import Store
+from mailbackup.testing.faults import FailOnce, FlipBit, flip_bit, grow, remove, swap, truncate
+from mailbackup.vault import writer as vault_writer
+from tests.craft import Craft, put_raw, reading
+from tests.world import ALICE, World, messages_in, tree_of
+
+BOB = "bob@example.org"
+
+Content = dict[tuple[str, bytes], bytes]  # (mailbox or directory, path) → content
+
+
+# ---------------------------------------------------------------- a small vault with three snapshots
+
+
+@dataclass
+class Saved:
+    """A vault, and what each of its snapshots holds."""
+
+    world: World
+    content: dict[int, Content] = field(default_factory=dict)
+
+    def keys(self, prefix: str) -> list[str]:
+        return [key for key in self.world.objects() if key.startswith(prefix)]
+
+    def path(self, key: str) -> str:
+        return f"{self.world.vault}/{key}"
+
+
+def now(world: World) -> Content:
+    """What the sources hold."""
+    found: Content = {}
+    for address in (ALICE, BOB):
+        found |= {(address, path): content for path, (content, _) in messages_in(world.maildir(address)).items()}
+    found |= {(world.home, os.fsencode(path)): content for path, (_, _, content) in tree_of(world.home).items() if content is not None}
+    return found
+
+
+def save(saved: Saved) -> None:
+    saved.world.settle()
+    result = saved.world.backup()
+    assert result.outcome == "complete"
+    saved.content[result.seq] = now(saved.world)
+
+
+def second_recipient(world: World) -> None:
+    """From now on everything is sealed to one more key: a new epoch."""
+    loaded, path = config.load(world.config_path)
+    more = (*loaded.recipients, Recipient(role="drill", key=generate_identity().recipient))
+    with open(path, "w") as file:
+        file.write(config.render(replace(loaded, recipients=more)))
+
+
+def make_saved(root: Path) -> Saved:
+    saved = Saved(World(root, directories=True))
+    world = saved.world
+    for number in range(4):
+        world.deliver(f"170000000{number}.M{number}.mx1:2,", b"Subject: %d\n\nBody %d\n" % (number, number))
+        world.deliver(f"170000001{number}.M{number}.mx1:2,S", b"Subject: b%d\n\nOther %d\n" % (number, number), BOB)
+    world.deliver("1700000020.M20.mx1", b"Subject: large\n\n" + os.urandom(40_000), folder=".Sent", place="new")
+    Path(world.home, "passwd").write_bytes(b"root:x:0:0\n")
+    save(saved)
+    os.unlink(f"{world.maildir()}/cur/1700000001.M1.mx1:2,")
+    os.unlink(f"{world.maildir(BOB)}/cur/1700000011.M1.mx1:2,S")
+    world.deliver("1700000030.M30.mx1:2,F", b"Subject: later\n\n" + os.urandom(50_000))
+    save(saved)
+    second_recipient(world)
+    os.unlink(f"{world.folder('.Sent')}/new/1700000020.M20.mx1")
+    Path(world.home, "motd").write_bytes(os.urandom(35_000))
+    world.deliver("1700000040.M40.mx1", b"Subject: last\n\nLast\n", BOB, place="new")
+    save(saved)
+    return saved
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """Lists of stops are objects of their own here, however short. Tests undo what they do to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vault_writer, "_INLINE_STOPS", 0)
+        saved = make_saved(tmp_path_factory.mktemp("damage"))
+    assert saved.world.verify(decrypt=True).findings == ()
+    assert [read(saved, seq)[0] for seq in saved.content] == list(saved.content.values())
+    return saved
+
+
+# ---------------------------------------------------------------- reading it without wrong bytes
+
+
+def read(saved: Saved, seq: int) -> tuple[Content, list[str]]:
+    """What a snapshot still gives, and what went wrong."""
+    found: Content = {}
+    trouble: list[str] = []
+    try:
+        with reading(saved.world) as reader:
+            snapshot = reader.snapshot(reader.find(str(seq)))
+            units = [(row.address, reader.mailbox(snapshot, row.key)[1]) for row, _ in reader.mailboxes(snapshot)]
+            for address, tree in units:
+                for folder in tree.folders:
+                    for entry in reader.messages(tree, folder):
+                        path = b"/".join(filter(None, (entry.folder or b"", place_of(entry.flag), entry.name + rest_of(entry.flag))))
+                        take(found, trouble, (address, path), lambda entry=entry: b"".join(reader.blocks.blob(ref) for ref in entry.refs))
+            for root in snapshot.root.directories:
+                for entry in reader.directory(snapshot, root):
+                    if entry.entry.type == "f":
+                        key = (str(root.path), entry.name)
+                        take(found, trouble, key, lambda entry=entry: b"".join(reader.blocks.blob(ref) for ref in entry.refs))
+    except (DamageError, AnchorMismatch) as error:
+        trouble.append(str(error))
+    return found, trouble
+
+
+def take(found: Content, trouble: list[str], key: tuple[str, bytes], content: Callable[[], bytes]) -> None:
+    try:
+        found[key] = content()
+    except DamageError as error:
+        trouble.append(str(error))
+
+
+def place_of(flag: object) -> bytes:
+    return b"cur" if str(flag)[0] == "c" else b"new"
+
+
+def rest_of(flag: object) -> bytes:
+    return str(flag)[1:].encode()
+
+
+def lost_snapshots(saved: Saved) -> set[int]:
+    """The snapshots that do not come back whole. Asserts that nothing wrong comes back."""
+    lost = set()
+    for seq, expected in saved.content.items():
+        found, trouble = read(saved, seq)
+        assert found.items() <= expected.items(), "wrong content came back"
+        if found != expected:
+            assert trouble, "something is missing, and nobody said so"
+            lost.add(seq)
+    return lost
+
+
+# ---------------------------------------------------------------- every object, every damage
+
+OBJECTS = ["vault.json", "FORMAT-1.md", "rescue-1.py"] + [
+    f"{kind}/{number}"
+    for kind, count in (("keys", 2), ("ledger", 4), ("lists", 3), ("packs", 3), ("snapshots", 3))
+    for number in range(1, count + 1)
+]
+
+DAMAGES: dict[str, Callable[[str], None]] = {
+    "removed": remove,
+    "cut by one": lambda path: truncate(path, -1),
+    "cut to half": lambda path: truncate(path, os.path.getsize(path) // 2),
+    "empty": lambda path: truncate(path, 0),
+    "grown": grow,
+    "first byte": lambda path: flip_bit(path, 0),
+    "middle byte": lambda path: flip_bit(path, os.path.getsize(path) // 2, 3),
+    "last byte": lambda path: flip_bit(path, -1),
+}
+
+
+def key_of(saved: Saved, name: str) -> str:
+    """`ledger/2` is the second key below `ledger/`."""
+    kind, _, number = name.partition("/")
+    return saved.keys(kind + "/")[int(number) - 1] if number else kind
+
+
+@contextmanager
+def restored_after(saved: Saved) -> Iterator[None]:
+    """Whatever the body does to the vault is undone."""
+    backup = saved.world.vault + ".whole"
+    shutil.copytree(saved.world.vault, backup)
+    try:
+        yield
+    finally:
+        shutil.rmtree(saved.world.vault)
+        os.rename(backup, saved.world.vault)
+
+
+def assert_named(result: VerifyResult, key: str) -> None:
+    assert result.outcome == "damaged"
+    named = [finding for finding in result.findings if not finding.harmless and key in (finding.subject, finding.detail.split(":")[0])]
+    assert named, result.findings
+
+
+def reported_snapshots(result: VerifyResult) -> set[int]:
+    return {seq for finding in result.findings for seq in finding.snapshots}
+
+
+def test_the_list_of_objects_is_whole(saved: Saved):
+    assert sorted(key_of(saved, name) for name in OBJECTS) == sorted(saved.world.objects())
+
+
+@pytest.mark.case("25", "26")
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", OBJECTS)
+def test_damage_is_found_named_and_never_restored(saved: Saved, name: str, damage: str):
+    key = key_of(saved, name)
+    with restored_after(saved):
+        DAMAGES[damage](saved.path(key))
+        result = saved.world.verify()
+        lost = lost_snapshots(saved)
+        assert_named(result, key)
+        assert_right_extent(saved, key, lost, result)
+    assert saved.world.verify().outcome == "clean"
+
+
+def assert_right_extent(saved: Saved, key: str, lost: set[int], result: VerifyResult) -> None:
+    """What is lost is what must be, and verify says which snapshots are concerned."""
+    kind = key.split("/")[0]
+    if kind == "packs":
+        assert lost <= reported_snapshots(result)
+    elif kind == "snapshots":
+        assert lost == reported_snapshots(result) == {int(key[10:20])}
+    elif kind == "keys":
+        assert lost == ({2, 3, 4} if key.startswith("keys/0000000001") else {4})
+    elif kind in ("lists", "FORMAT-1.md", "rescue-1.py"):
+        assert lost == set()
