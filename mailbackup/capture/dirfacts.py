@@ -31,7 +31,7 @@ class DirFacts:
     def prove(self, folder: bytes, volume: str | None, stamps: tuple[Stamp, Stamp]) -> bool:
         """Whether a folder's new and cur are, by their stamps, as they were when they were last listed."""
         known = self._facts.get(folder + b"/new"), self._facts.get(folder + b"/cur")
-        return volume is not None and known == ((volume, stamps[0]), (volume, stamps[1]))
+        return volume is not None and known == ((volume, _storable(stamps[0])), (volume, _storable(stamps[1])))
 
     @staticmethod
     def keep(state: State, unit: int, folder: bytes, volume: str | None, stamps: tuple[Stamp, Stamp], listed: int) -> None:
@@ -40,12 +40,17 @@ class DirFacts:
         if volume is None or any(s != ABSENT and s.mtime > listed - QUIET_NS for s in stamps):
             return
         for name, known in ((b"/new", stamps[0]), (b"/cur", stamps[1])):
-            state.execute("INSERT INTO dirfact VALUES (?, ?, ?, ?, ?, ?)", (unit, folder + name, volume, *known))
+            state.execute("INSERT INTO dirfact VALUES (?, ?, ?, ?, ?, ?)", (unit, folder + name, volume, *_storable(known)))
 
 
 def forget(state: State, unit: int, folder: bytes) -> None:
     """A folder whose facts prove nothing any more."""
     state.execute("DELETE FROM dirfact WHERE unit = ? AND path IN (?, ?)", (unit, folder + b"/new", folder + b"/cur"))
+
+
+def _storable(stamp: Stamp) -> Stamp:
+    """SQLite has signed integers of 64 bits; overlay file systems use the highest bit of inodes."""
+    return stamp._replace(inode=stamp.inode & (1 << 63) - 1)
 
 
 def now_ns() -> int:

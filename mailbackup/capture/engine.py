@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -90,7 +91,7 @@ class Run:
     def _location(self, config: MailConfig, cached: dict[str, CachedUnit]) -> None:
         located = locate(config, self._sources.host)
         found = {mailbox.key: mailbox for mailbox in self._without_doubles(located.mailboxes)}
-        self._mailboxes.update({mailbox.path: mailbox.key for mailbox in found.values()})
+        self._mailboxes.update({os.path.realpath(mailbox.path): mailbox.key for mailbox in found.values()})
         held: list[FoundMailbox] = []
         now = 0
         for mailbox in found.values():

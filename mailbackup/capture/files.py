@@ -8,7 +8,6 @@ that its parent's listing showed, and what lies in it is reached through its des
 
 from __future__ import annotations
 
-import base64
 import os
 import stat
 from array import array
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mailbackup.capture.reading import Gone, OtherKind, Unreadable, chunks, opened, unchanged
+from mailbackup.capture.reading import Gone, OtherKind, Unreadable, chunks, opened, unchanged, xattrs_of
 from mailbackup.content.block import Piece
 from mailbackup.content.cut import cut_stream
 from mailbackup.model.finding import Finding, FindingKind
@@ -44,8 +43,9 @@ class Cached:
     name: bytes
     segment: Segment
     entry: Entry
-    inode: int
+    inode: int  # 0 = not known
     ctime: int
+    lost: bool  # the vault does not have its content any more
 
 
 @dataclass(slots=True)
@@ -71,7 +71,8 @@ class OldFiles:
             old.decoded.append(segment)
             for entry, inode, ctime in zip(segment.entries, cached.inodes, cached.ctimes, strict=True):
                 name = from_name(entry.name)
-                old.entries[name] = old.by_inode[inode] = Cached(name, segment, entry, inode, ctime)
+                lost = cached.dirty and not inode
+                old.entries[name] = old.by_inode[inode] = Cached(name, segment, entry, inode, ctime, lost)
         return old
 
     def below(self, path: bytes) -> list[bytes]:
@@ -82,7 +83,8 @@ class OldFiles:
 
 
 class FileWalk:
-    """Walks one tree. `unit_of(path)` tells in whose blocks the content of a file goes, and is the same object for the same unit. Findings are appended to `findings`."""
+    """Walks one tree. `unit_of(path)` tells in whose blocks the content of a file goes, and is the same object for the same unit; `mailboxes` are
+    saved as such, by real path. Findings are appended to `findings`."""
 
     def __init__(
         self,
@@ -97,6 +99,7 @@ class FileWalk:
         one_file_system: bool = True,
         mailboxes: dict[bytes, str] | None = None,
         leave: Callable[[bytes], None] = lambda _: None,
+        listed: Callable[[bytes], list[bytes] | None] = lambda _: None,
     ) -> None:
         self.root = root
         self.label = label
@@ -109,6 +112,7 @@ class FileWalk:
         self._skip = skip
         self._one_file_system = one_file_system
         self._mailboxes = mailboxes or {}
+        self._listed = listed  # names in a directory, where somebody else has listed it; None = list it
         self._leave = leave  # told when everything below an entry of the root was read
         self._links: dict[tuple[int, int], list[Item]] = {}
         self._pending: list[tuple[bytes, os.stat_result]] = []  # directories to list; no recursion: users make trees of any depth
@@ -122,6 +126,7 @@ class FileWalk:
         if not stat.S_ISDIR(status.st_mode):
             raise Unreadable("is not a directory")
         self._device = status.st_dev
+        self._real = os.path.realpath(self.root).rstrip(b"/") + b"/"
         self._directory(b".", status)
         while self._pending:
             path, status = self._pending.pop()
@@ -162,11 +167,13 @@ class FileWalk:
             return
         self.items.append(self._item(path, "d", status, fd))
         try:
-            names = os.listdir(fd)
+            names = self._listed(path)
+            if names is None:
+                names = [os.fsencode(name) for name in os.listdir(fd)]
         except OSError as error:
             self._cannot_list(path, error)
             return
-        for name in map(os.fsencode, names):
+        for name in names:
             self._entry(name if path == b"." else path + b"/" + name, name, fd)
 
     def _cannot_list(self, path: bytes, error: OSError) -> None:
@@ -193,7 +200,7 @@ class FileWalk:
             self._special(path, kind, status, parent)
 
     def _subdirectory(self, path: bytes, status: os.stat_result) -> None:
-        key = self._mailboxes.get(self._full(path))
+        key = self._mailboxes.get(self._real + path) if self._mailboxes else None
         if key is not None:
             item = self._item(path, "m", status)
             item.target = key.encode()
@@ -250,7 +257,7 @@ class FileWalk:
         """Let the file's content of the last run be referred to again: a change of mode or name alone sends nothing."""
         unit = self._unit_of(path)
         for known in (cached, self._old.by_inode.get(status.st_ino)):
-            if known is not None and known.inode and self._unit_of(known.name) is unit:
+            if known is not None and not known.lost and self._unit_of(known.name) is unit:
                 unit.add_refs(known.segment.blocks, known.entry.refs)
 
     def _read(self, path: bytes, parent: int) -> Item | None:
@@ -264,7 +271,7 @@ class FileWalk:
                         self._find(FindingKind.CHANGED, path, f"{size} bytes of it are in the snapshot")
                     item = self._item(path, "f", status)
                     item.places, item.size = places, size
-                    item.xattrs = _xattrs(fd)
+                    item.xattrs = xattrs_of(fd)
                     return item
             except Gone:
                 return None
@@ -290,7 +297,7 @@ class FileWalk:
         owner = owner_now(status.st_mode, status.st_uid, status.st_gid)
         item = Item(path, kind, owner, divmod(status.st_mtime_ns, _NANO), inode=status.st_ino, ctime=status.st_ctime_ns)
         if kind == "d":
-            item.xattrs = _xattrs(self._full(path) if fd is None else fd)
+            item.xattrs = xattrs_of(self._full(path) if fd is None else fd)
         return item
 
     def _unreadable(self, path: bytes, why: str, *, subtree: bool = False) -> None:
@@ -378,13 +385,3 @@ def _unchanged_since(cached: Cached, status: os.stat_result) -> bool:
         and entry.size == status.st_size
         and tuple(entry.mtime) == divmod(status.st_mtime_ns, _NANO)
     )
-
-
-def _xattrs(file: int | bytes) -> dict[str, str] | None:
-    """Extended attributes, values in base64; None when there are none or the file system has none."""
-    follow = {} if isinstance(file, int) else {"follow_symlinks": False}
-    try:
-        names = os.listxattr(file, **follow)
-        return {name: base64.b64encode(os.getxattr(file, name, **follow)).decode() for name in sorted(names)} or None
-    except OSError:
-        return None

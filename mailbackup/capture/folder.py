@@ -7,6 +7,7 @@ concerned are cut anew, where the names say so.
 
 from __future__ import annotations
 
+import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ from mailbackup.model.codec import Record
 from mailbackup.model.ids import Name, blob_id, from_name, to_name
 from mailbackup.model.tree import BlobRef, BlockRow, Folder, PairRow, Segment
 from mailbackup.vault.state import CachedSegment
-from mailbackup.vault.trees import Item, Place, RefTable, cut, decode_flags, decode_segment, encode_flags, encode_segment, resolve
+from mailbackup.vault.trees import Item, Place, RefTable, cut, decode_flags, decode_segment, encode_flags, encode_segment, owner_of, resolve
 from mailbackup.vault.units import Unit
 from mailbackup.vault.writer import VaultWriter
 
@@ -56,6 +57,11 @@ class OldPair:
             self._segment = decode_segment(self.cached.data, "cached segment", "facts")
         return self._segment
 
+    def offer(self, unit: Unit) -> None:
+        """Let new messages refer to its blobs, except those that the vault has lost: `heal` makes their segment dirty and takes their inodes."""
+        known = zip(self.old_flags, self.cached.inodes, strict=True)
+        unit.add_old(self.segment, [flag if inode or not self.cached.dirty else None for flag, inode in known])
+
     def live_names(self) -> Iterator[bytes]:
         """Base names of the messages that the last snapshot holds."""
         return (name for name, flag in zip(self.names, self.old_flags, strict=True) if flag is not None)
@@ -73,6 +79,26 @@ class OldPair:
             if old is not None:
                 self.gone.append(index)
         self.flags = flags
+
+    def describes(self, index: int, status: os.stat_result) -> bool:
+        """Whether what the vault has of a message agrees with its file's status."""
+        entry = self.segment.entries[index]
+        owner = owner_of(self.segment, entry)
+        known = (entry.size, tuple(entry.mtime), owner.mode, owner.uid, owner.gid)
+        return known == (status.st_size, divmod(status.st_mtime_ns, 1_000_000_000), status.st_mode & 0o7777, status.st_uid, status.st_gid)
+
+    def match(self, base: bytes, seen: Seen) -> None:
+        """A file with the base name of another one, which `compare` did not find under its name."""
+        for index in self.gone:
+            if self.names[index] == base and self.cached.inodes[index] == seen.inode:
+                self.flags[index] = seen.flag
+                self.gone.remove(index)
+                return
+
+    def drop(self, index: int) -> None:
+        """A message that is to be read again."""
+        self.flags[index] = None
+        self.gone.append(index)
 
     def keep(self, index: int) -> None:
         """A message that could not be read keeps its place."""

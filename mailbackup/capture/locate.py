@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from mailbackup.capture.mailbox import FoundMailbox
 from mailbackup.mail.pattern import Component, Pattern, address, key
 from mailbackup.model.options import MailConfig
+
+_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}  # certainly no directory
 
 
 @dataclass(slots=True)
@@ -20,7 +24,7 @@ class Located:
 
 
 def locate(config: MailConfig, host: str) -> Located:
-    """Look for mailboxes where the pattern says. A directory counts when it has a `cur` or a `new`, itself or in a folder below it."""
+    """Look for mailboxes where the pattern says. A directory counts when it is a Maildir."""
     pattern = Pattern.parse(config.path)
     located = Located()
     if not os.path.isdir(pattern.root):
@@ -40,8 +44,28 @@ def locate(config: MailConfig, host: str) -> Located:
 
 
 def is_maildir(path: bytes) -> bool:
-    """Whether a directory is a Maildir."""
-    return os.path.isdir(path + b"/cur") or os.path.isdir(path + b"/new")
+    """Whether a directory is a Maildir: it has a `cur` or a `new`, or a folder that has. One that cannot be looked into counts: reading it says why."""
+    try:
+        if _holds_messages(path):
+            return True
+        with os.scandir(path) as entries:
+            return any(_holds_messages(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
+    except OSError as error:
+        return error.errno not in _ABSENT
+
+
+def _holds_messages(path: bytes) -> bool:
+    return _is_directory(path + b"/cur") or _is_directory(path + b"/new")
+
+
+def _is_directory(path: bytes) -> bool:
+    """Unlike os.path.isdir, says no only when it knows. Raises OSError."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return False
+        raise
 
 
 def _candidates(pattern: Pattern, located: Located) -> Iterator[tuple[list[bytes], bytes]]:
@@ -56,14 +80,21 @@ def _candidates(pattern: Pattern, located: Located) -> Iterator[tuple[list[bytes
 
 
 def _matching(path: bytes, component: Component, located: Located) -> list[bytes]:
-    if component.literal is not None:
-        return [component.literal] if os.path.isdir(path + b"/" + component.literal) else []
+    """Names of the directories in `path` that fit. Where it cannot be told, the place is noted in `located.failed`."""
     try:
-        with os.scandir(path) as entries:
-            return [entry.name for entry in entries if component.matches(entry.name) and entry.is_dir()]
+        names = [component.literal] if component.literal is not None else [name for name in os.listdir(path) if component.matches(name)]
     except OSError as error:
         located.failed[path] = error.strerror or str(error)
         return []
+    found = []
+    for name in names:
+        whole = path.rstrip(b"/") + b"/" + name
+        try:
+            if _is_directory(whole):
+                found.append(name)
+        except OSError as error:
+            located.failed[whole] = error.strerror or str(error)
+    return found
 
 
 def _followed(path: bytes, root: bytes) -> bytes | None:

@@ -108,18 +108,23 @@ class MailboxCapture:
             self._old_files = OldFiles.load(self._state, self.cached.no, self._tree.files, self._tree.blocks)
         walk = FileWalk(
             self.found.path, self.found.address, lambda _: self._unit, self._writer, self.findings, self._old_files, skip=self._skip_file,
-            one_file_system=False,
+            one_file_system=False, listed=self._listed,
         )  # fmt: skip
         self._items = walk.run()
         self.totals.read_bytes = self._folders.read_bytes + walk.read_bytes
         self.totals.new_messages = self._folders.new_messages
 
+    def _listed(self, path: bytes) -> list[bytes] | None:
+        """What in `new` and `cur` is no message: the scan has listed them (an untouched folder holds nothing else)."""
+        folder, _, last = path.rpartition(b"/")
+        if last not in (b"new", b"cur") or folder not in self._work:
+            return None
+        return [name[4:] for name in self._work[folder].scan.others if name[:3] == last]
+
     def _skip_file(self, path: bytes, name: bytes, is_directory: bool) -> bool:
-        """Messages are no files here; nor is what servers make anew."""
+        """What servers make anew is left out."""
         parent = path[: -len(name) - 1] if len(path) > len(name) else b""
-        folder, _, last = parent.rpartition(b"/")
-        if last in (b"new", b"cur") and folder in self._work:
-            return path[len(folder) + 1 if folder else 0 :] not in self._work[folder].scan.others
+        last = parent.rpartition(b"/")[2]
         if is_directory:
             return False
         return skipped(name, parent) is not None or (last == b"tmp" and left_out_inside(last) is not None)
@@ -145,7 +150,9 @@ class MailboxCapture:
     @property
     def changed(self) -> bool:
         """Whether the mailbox tree has to be written anew."""
-        if self._tree is None or self.cached is None or self.cached.dirty or self.cached.stale or self._files is None or self._files.changed:
+        if self._tree is None or self.cached is None or self._files is None:
+            return True
+        if self._keep_gone or self.cached.stale or self.cached.dirty or self._files.changed:
             return True
         old = {from_name(folder.name) for folder in self._tree.folders}
         attributes = (self._tree.address, self._tree.location, self._tree.path)

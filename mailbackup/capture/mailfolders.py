@@ -17,7 +17,7 @@ from mailbackup.capture.folder import FolderWork, OldPair
 from mailbackup.capture.messages import FolderReader
 from mailbackup.capture.reading import Gone, Unreadable
 from mailbackup.capture.scan import FolderScan, Seen
-from mailbackup.mail.maildir import left_out_inside, readable_folder
+from mailbackup.mail.maildir import MESSAGE_DIRECTORIES, left_out_inside, readable_folder, split_name
 from mailbackup.mail.uidlist import parse as parse_uidlist
 from mailbackup.model.finding import Finding, FindingKind
 from mailbackup.model.ids import from_name, show
@@ -67,6 +67,7 @@ class MailFolders:
         self._keep_gone = keep_gone
         self._on_messages = on_messages
         self._offered = False
+        self._torn: list[Item] = []
         self._known = {from_name(f.name): f for f in tree.folders} if tree else {}
         self._vanished: dict[bytes, bytes] = {}  # base name → folder in which it was seen first
 
@@ -82,6 +83,8 @@ class MailFolders:
         if self._keep_gone:
             for name in set(self._known) - set(self.work):
                 self._keep_folder(name)
+        for item in self._torn:
+            item.inode = 0  # not known: the next run reads it again
 
     def _path(self, folder: bytes) -> bytes:
         return self._root + b"/" + folder if folder else self._root
@@ -108,6 +111,8 @@ class MailFolders:
         present = dict(work.scan.seen)
         for pair in work.old:
             pair.compare(present)
+            for double in work.scan.doubles:
+                pair.match(split_name(double.name)[0], double)
         if self._rescan:
             present.update(self._restated(work))
         self._read_messages(work, present)
@@ -121,6 +126,7 @@ class MailFolders:
             for index in list(pair.gone):
                 if pair.names[index] not in again:
                     pair.keep(index)
+                    work.flawed = True  # or the stamps of the emptied directory would prove the next night that nothing is missing
 
     def load_old(self, work: FolderWork) -> None:
         """Load the cached segments of a folder."""
@@ -133,22 +139,23 @@ class MailFolders:
                 work.old.append(OldPair(segment, resolve(blocks, row.facts), resolve(blocks, row.flags), from_name(row.first)))
 
     def _restated(self, work: FolderWork) -> dict[bytes, Seen]:
-        """For a rescan: messages whose size or mtime is not what the vault has, although name and inode are."""
+        """For a rescan: messages whose size, mtime, mode or owner is not what the vault has, although name and inode are. Doubles are left to `_doubles`."""
         again: dict[bytes, Seen] = {}
+        doubles = {(split_name(seen.name)[0], seen.inode): seen for seen in work.scan.doubles}
         for pair in work.old:
-            for index, (name, flag) in enumerate(zip(pair.names, pair.flags, strict=True)):
-                seen = work.scan.seen.get(name)
+            for index, (name, inode, flag) in enumerate(zip(pair.names, pair.cached.inodes, pair.flags, strict=True)):
+                first = work.scan.seen.get(name)
+                seen = first if first is not None and first.inode == inode else doubles.get((name, inode))
                 if flag is None or seen is None:
                     continue
                 try:
                     status = os.lstat(work.scan.path + (b"/new/" if seen.place == b"n" else b"/cur/") + seen.name)
                 except OSError:
                     continue  # renamed since; name and inode were the same a moment ago
-                entry = pair.segment.entries[index]
-                if (status.st_size, divmod(status.st_mtime_ns, 1_000_000_000)) != (entry.size, tuple(entry.mtime)):
-                    pair.flags[index] = None
-                    pair.gone.append(index)
-                    again[name] = seen
+                if not pair.describes(index, status):
+                    pair.drop(index)
+                    if seen is first:
+                        again[name] = seen
         return again
 
     def _read_messages(self, work: FolderWork, present: dict[bytes, Seen]) -> None:
@@ -169,9 +176,10 @@ class MailFolders:
         before = {item.name for item in work.items}
         with reader.directories():
             vanished = reader.read((base for base in present if base not in before), take)
-            for double in work.scan.doubles:
+            for double in self._doubles(work):
                 self._read_double(reader, double, take)
         self.read_bytes += reader.read_bytes
+        self._torn += reader.torn
         if len(self._findings) > found:
             work.flawed = True
             captured = {item.name for item in work.items}
@@ -182,11 +190,21 @@ class MailFolders:
             self._vanished.setdefault(base, work.name)
 
     @staticmethod
+    def _doubles(work: FolderWork) -> list[Seen]:
+        """Files that share their base name with another one, and that this run does not have yet: which of them a listing calls the double may change."""
+        if not work.scan.doubles:
+            return []
+        known = {(item.name, item.inode) for item in work.items}
+        known.update(work.kept_inodes())
+        bases = [split_name(double.name)[0] for double in work.scan.doubles]
+        found = [*zip(bases, work.scan.doubles, strict=True), *((base, work.scan.last[base]) for base in dict.fromkeys(bases))]
+        return [seen for base, seen in found if (base, seen.inode) not in known]
+
+    @staticmethod
     def _read_double(reader: FolderReader, seen: Seen, take: Callable[[Item], None]) -> None:
         """A second file with the base name of another one: both are kept."""
-        colon = seen.name.find(b":")
         try:
-            item = reader.message(seen.name[:colon] if colon > 0 else seen.name, seen)
+            item = reader.message(split_name(seen.name)[0], seen)
         except Gone:
             return  # it was the same message after all, renamed between two looks
         if item is not None:
@@ -202,13 +220,13 @@ class MailFolders:
             work = self.work.get(name)
             if work is not None and work.old:
                 for pair in work.old:
-                    self._unit.add_old(pair.segment, pair.old_flags)
+                    pair.offer(self._unit)
                 continue
             for row in folder.segments:
                 cached = self._state.segment(self._unit_number, name, row.facts.blob)
                 if cached is not None:
                     pair = OldPair(cached, resolve(self._tree.blocks, row.facts), resolve(self._tree.blocks, row.flags), b"")
-                    self._unit.add_old(pair.segment, pair.old_flags)
+                    pair.offer(self._unit)
 
     # -- the look back
 
@@ -345,7 +363,7 @@ def folders(root: bytes) -> tuple[list[bytes], dict[bytes, str]]:
         folder = pending.pop()
         try:
             with os.scandir(root + b"/" + folder if folder else root) as entries:
-                below = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+                below = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False) or entry.name in MESSAGE_DIRECTORIES]
         except FileNotFoundError:
             if not folder:
                 raise Unreadable("is not there") from None
@@ -357,9 +375,10 @@ def folders(root: bytes) -> tuple[list[bytes], dict[bytes, str]]:
             continue
         if b"cur" in below or b"new" in below:
             found.append(folder)
+        path = folder + b"/" if folder else b""
         pending += [
-            folder + b"/" + name if folder else name
+            path + name
             for name in below
-            if name not in (b"cur", b"new", b"tmp") and left_out_inside(name) is None
+            if name not in (b"cur", b"new", b"tmp") and (left_out_inside(name) is None or os.path.isdir(root + b"/" + path + name + b"/cur"))
         ]
     return sorted(found), failed

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from mailbackup.capture.reading import Gone, OtherKind, Unreadable, chunks, open_file, read_whole, unchanged
+from mailbackup.capture.reading import Gone, OtherKind, Unreadable, chunks, open_file, read_whole, unchanged, xattrs_of
 from mailbackup.capture.scan import FolderScan, Seen
-from mailbackup.mail.message import header_length, readable_headers
+from mailbackup.mail.message import encoding, header_length, readable_headers
 from mailbackup.model.finding import Finding, FindingKind
 from mailbackup.model.ids import show
 from mailbackup.model.tree import PIECE_LIMIT
@@ -37,6 +37,7 @@ class FolderReader:
         self.writer = writer
         self.findings = findings
         self.read_bytes = 0
+        self.torn: list[Item] = []  # messages that changed while they were read
         self._fds: dict[bytes, int] = {}
 
     @contextmanager
@@ -45,7 +46,7 @@ class FolderReader:
         try:
             for place, name in ((b"n", b"/new"), (b"c", b"/cur")):
                 try:
-                    self._fds[place] = os.open(self.scan.path + name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                    self._fds[place] = os.open(self.scan.path + name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
                 except OSError:
                     continue  # no such directory: no message claims to be in it, or it vanishes as Gone
             yield
@@ -108,6 +109,7 @@ class FolderReader:
         return None
 
     def _stable(self, base: bytes, seen: Seen, dir_fd: int) -> Item:
+        torn = False
         for attempt in range(3):
             fd, status = open_file(seen.name, dir_fd)
             try:
@@ -120,6 +122,8 @@ class FolderReader:
                     if attempt < 2:
                         continue
                     self._report(FindingKind.CHANGED, seen, f"{size} bytes of it are in the snapshot")
+                    torn = True
+                xattrs = xattrs_of(fd)
             finally:
                 os.close(fd)
             self.read_bytes += size
@@ -127,7 +131,9 @@ class FolderReader:
             item = Item(
                 base, "f", owner_now(status.st_mode, status.st_uid, status.st_gid), mtime, size, places, headers=headers, inode=status.st_ino
             )
-            item.head, item.flag = head, seen.flag
+            item.head, item.flag, item.xattrs = head, seen.flag, xattrs
+            if torn:
+                self.torn.append(item)
             return item
         raise AssertionError("unreachable")
 
@@ -148,6 +154,8 @@ class FolderReader:
         for data in chunks(fd):
             if not size:
                 cut = header_length(data)
+                if cut == len(data) and not data.endswith((b"\n\n", b"\n\r\n")):
+                    cut = 0  # they do not end here, and a longer header block is not split off
                 headers = 1 if cut else 0
                 if cut:
                     places.append(self.writer.add(self.unit, "headers", data[:cut]))
@@ -166,7 +174,7 @@ class FolderReader:
 
     def _head(self, start: bytes) -> Place | None:
         """A readable copy of the headers of a packed message, so that listing does not need its body."""
-        headers = readable_headers(start) if start else None
+        headers = readable_headers(start) if encoding(start) is not None else None
         return self.writer.add(self.unit, "headers", headers) if headers else None
 
     def _report(self, kind: FindingKind, seen: Seen, detail: str) -> None:

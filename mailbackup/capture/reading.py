@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import os
 import stat
@@ -72,6 +73,16 @@ def unchanged(before: os.stat_result, fd: int, length: int) -> bool:
     """Whether an open file is what it was when it was opened, and `length` bytes were read of it."""
     after = os.fstat(fd)
     return (after.st_size, after.st_mtime_ns) == (length, before.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def xattrs_of(file: int | bytes) -> dict[str, str] | None:
+    """Extended attributes (ACLs are such), values in base64; None when there are none or the file system has none."""
+    follow = {} if isinstance(file, int) else {"follow_symlinks": False}
+    try:
+        names = os.listxattr(file, **follow)
+        return {name: base64.b64encode(os.getxattr(file, name, **follow)).decode() for name in sorted(names)} or None
+    except OSError:
+        return None
 
 
 def _read(fd: int, size: int, offset: int) -> bytes:

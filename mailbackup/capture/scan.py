@@ -10,12 +10,13 @@ if the next does not see it. (20,000 messages under a rename storm, none deleted
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from mailbackup.capture.reading import Unreadable
-from mailbackup.model.ids import Name, to_name
+from mailbackup.model.ids import Name, show, to_name
 
 _PLACES = ((b"new", b"n"), (b"cur", b"c"))
 _LISTINGS_WITHOUT_NEWS = 5
@@ -51,6 +52,8 @@ def stamp(path: bytes) -> Stamp:
         return ABSENT
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from None
+    if stat.S_ISLNK(status.st_mode):
+        raise Unreadable(f"{show(os.path.basename(path))} is a symbolic link, which could lead anywhere and is not followed")
     return Stamp(status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
 
 

@@ -14,6 +14,9 @@ else:
 
 _WINDOW_LOG_MAX = 24  # 16 MiB of window at most, whatever a hostile frame asks for; level 3 uses 2 MiB
 
+_SAMPLE = 64 * 1024
+_INCOMPRESSIBLE = 0.745
+
 _local = threading.local()
 
 
@@ -24,6 +27,14 @@ def compress(data: bytes | bytearray | memoryview, level: int = 3) -> bytes:
     if context is None:
         context = contexts[level] = zstd.ZstdCompressor(level=level)
     return context.compress(data, zstd.ZstdCompressor.FLUSH_FRAME)
+
+
+def fitting_level(data: bytes | memoryview, level: int) -> int:
+    """The level at which to compress a large body: 1 when a sample says that it is base64 of what does not compress (a picture, a PDF), where
+    every level gives 0.757 and level 1 is a third faster; else `level`."""
+    middle = len(data) // 2
+    sample = data[middle : middle + _SAMPLE]
+    return 1 if level > 1 and len(compress(sample, 1)) > _INCOMPRESSIBLE * len(sample) else level
 
 
 def decompress(data: bytes | memoryview, limit: int, what: str) -> bytes:

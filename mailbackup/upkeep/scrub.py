@@ -12,14 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from mailbackup.content.pack import check_footer, footer_size, parse_footer
-from mailbackup.errors import AnchorMismatch, ChainBroken, DamageError, ObjectMissing
+from mailbackup.crypto.signing import split_signed, verify
+from mailbackup.errors import AnchorMismatch, ChainBroken, DamageError, ObjectMissing, RecordInvalid
+from mailbackup.model import codec
 from mailbackup.model.events import OnEvent, Phase, Progress
 from mailbackup.model.finding import Finding, FindingKind
 from mailbackup.model.ids import Digest, ObjectKey, PackId, entry_key, is_object_key, pack_key
-from mailbackup.model.ledger import Anchors
+from mailbackup.model.ledger import Anchors, LedgerEntry
 from mailbackup.stores.base import Store
 from mailbackup.upkeep.registry import PackLife, Registry
-from mailbackup.vault.chain import Trust, check_head, find_head, parse_entry, read_acts, read_raw, walk
+from mailbackup.vault.chain import Trust, check_head, find_head, read_acts, read_raw, walk
 
 _THREADS = 4  # hashing releases the interpreter; more do not help a disk
 
@@ -68,20 +70,25 @@ def _chain(store: Store, anchors: Anchors, result: Scrubbed) -> Trust:
         if head == 0:
             raise ChainBroken("the vault has no ledger")
     except ChainBroken as error:
-        result.findings.append(Finding(FindingKind.CHAIN_BROKEN, "ledger", str(error)))
+        first_bad = entry_key(result.head[0] + 1 if result.head else 1)
+        result.findings.append(Finding(FindingKind.CHAIN_BROKEN, first_bad, str(error)))
     return trust
 
 
 def _refuse_foreign(store: Store, anchors: Anchors, head: int) -> None:
-    """A store with another vault in it is not a damaged one."""
+    """A store with another vault in it is not a damaged one. Only a valid signature tells the two apart."""
     if head == 0:
         return
     try:
-        entry, _, _ = parse_entry(read_raw(store, 1), entry_key(1), Anchors(vault=anchors.vault, admin=anchors.admin))
-    except ChainBroken as error:
-        if "another vault" in str(error):
-            raise AnchorMismatch(f"store {store.name} holds another vault than {anchors.vault[:12]}…") from None
+        raw = read_raw(store, 1)
+        line, signature = split_signed(raw)
+        entry = codec.decode(line, LedgerEntry, entry_key(1))
+    except (ChainBroken, RecordInvalid):
         return
+    if not verify(entry.signer, line, signature):
+        return
+    if entry.vault != anchors.vault:
+        raise AnchorMismatch(f"store {store.name} holds another vault than {anchors.vault[:12]}…")
     if entry.signer != anchors.admin:
         raise AnchorMismatch(f"store {store.name}: the ledger begins with another admin key than the anchors name")
 
@@ -125,6 +132,9 @@ def _objects(store: Store, listing: dict[str, int], result: Scrubbed) -> None:
         except ObjectMissing:
             result.findings.append(Finding(FindingKind.OBJECT_MISSING, key, "the ledger names it", affected))
             continue
+        except DamageError as error:
+            result.findings.append(Finding(FindingKind.OBJECT_DAMAGED, key, str(error), affected))
+            continue
         result.objects += 1
         result.bytes += size
         if sha256 != expected:
@@ -166,18 +176,25 @@ def _one_pack(store: Store, life: PackLife) -> tuple[PackLife, int, Problem | No
         size, sha256 = _hash(store, key)
     except ObjectMissing:
         return life, 0, lambda result: _about(result, life, FindingKind.OBJECT_MISSING, "the pack is missing")
+    except DamageError as error:
+        text = str(error)
+        return life, 0, lambda result: _about(result, life, FindingKind.OBJECT_DAMAGED, text)
     if sha256 == life.row.sha256:
         return life, size, None
     bad = _bad_blocks(store, life)
-    if bad is None:
-        detail = f"its hash is not the registered one, and its footer is unusable ({size} bytes, expected {life.row.size})"
-        return life, size, lambda result: _about(result, life, FindingKind.OBJECT_DAMAGED, detail)
-    return life, size, lambda result: _about(result, life, FindingKind.BLOCK_DAMAGED, f"blocks {', '.join(map(str, bad)) or 'none'}", bad)
+    if bad:
+        return life, size, lambda result: _about(result, life, FindingKind.BLOCK_DAMAGED, f"blocks {', '.join(map(str, bad))}", bad)
+    detail = f"its hash is not the registered one ({size} bytes, expected {life.row.size}), and its footer is unusable"
+    if bad is not None:
+        detail = f"its hash is not the registered one ({size} bytes, expected {life.row.size}), but each of its blocks was read whole"
+    return life, size, lambda result: _about(result, life, FindingKind.OBJECT_DAMAGED, detail)
 
 
 def _bad_blocks(store: Store, life: PackLife) -> list[int] | None:
     """Numbers of the blocks that are not what the footer says; None when the footer itself is not the registered one."""
     row, key = life.row, pack_key(life.row.id)
+    if row.size < footer_size(row.blocks):
+        return None
     try:
         footer = store.get_range(key, row.size - footer_size(row.blocks), footer_size(row.blocks))
         check_footer(footer, row.footer, key)
@@ -196,7 +213,7 @@ def _bad_blocks(store: Store, life: PackLife) -> list[int] | None:
 
 
 def _about(result: Scrubbed, life: PackLife, kind: FindingKind, detail: str, blocks: list[int] | None = None) -> Finding:
-    return Finding(kind, pack_key(life.row.id), detail, result.registry.affected(life.row.id, blocks or None))
+    return Finding(kind, pack_key(life.row.id), detail, result.registry.affected(life.row.id, blocks))
 
 
 def _hash(store: Store, key: ObjectKey) -> tuple[int, Digest]:

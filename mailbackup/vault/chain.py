@@ -1,11 +1,12 @@
 """Reading the ledger and the acts: nothing here trusts a store (format sections 4, 10, 11).
 
-A `Link` is an entry whose signature, signer, vault, number and predecessor were checked. Whoever has a Link may use it; there is no other way
+A `Link` is an entry whose signature or successor, signer, vault and number were checked. Whoever has a Link may use it; there is no other way
 to get an entry.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -57,12 +58,16 @@ class Trust:
 
 
 def check_vault_info(store: Store, anchors: Anchors) -> VaultInfo:
-    """vault.json, compared with the anchors. Raises AnchorMismatch when the store holds another vault, ObjectMissing when it holds none."""
+    """vault.json, compared with the anchors.
+
+    Raises AnchorMismatch when the store holds another vault or one of a newer format, ObjectMissing or ObjectDamaged when there is none to read.
+    """
     raw = store.get(VAULT_KEY, 1 << 20)
     try:
         info = codec.decode(raw, VaultInfo, VAULT_KEY)
     except RecordInvalid as error:
-        raise AnchorMismatch(f"store {store.name}: {error}", hint="The store does not hold a vault that this version can read.") from None
+        _refuse_newer(raw, store)
+        raise ObjectDamaged(f"store {store.name}: {error}") from None
     if (info.vault, info.admin) != (anchors.vault, anchors.admin):
         what = "vault" if info.vault != anchors.vault else "admin key"
         raise AnchorMismatch(
@@ -70,6 +75,15 @@ def check_vault_info(store: Store, anchors: Anchors) -> VaultInfo:
             f" expected {getattr(anchors, what.split(maxsplit=1)[0])[:16]}…"
         )
     return info
+
+
+def _refuse_newer(raw: bytes, store: Store) -> None:
+    with contextlib.suppress(RecordInvalid):
+        version = codec.decode(raw, dict[str, object], VAULT_KEY).get("format")
+        if isinstance(version, int) and version > 1:
+            raise AnchorMismatch(
+                f"store {store.name}: vault.json says format {version}, and this version reads format 1 only", hint="Use a newer mailbackup."
+            )
 
 
 def parse_entry(raw: bytes, key: str, anchors: Anchors) -> tuple[LedgerEntry, bytes, bytes]:
@@ -110,7 +124,8 @@ def find_head(store: Store) -> int:
     """Number of the last entry in the store; 0 if there is none. Gaps show up when the chain is walked."""
     pages = [page for page in store.prefixes("ledger/") if page.removeprefix("ledger/").rstrip("/").isdigit()]
     for page in reversed(pages):
-        numbers = [int(key[-15:-5]) for key, _ in store.list(page) if is_object_key(key)]
+        keys = [key for key, _ in store.list(page) if is_object_key(key)]
+        numbers = [int(key[-15:-5]) for key in keys if key == entry_key(int(key[-15:-5]))]  # a stray object in another page counts for nothing
         if numbers:
             return max(numbers)
     return 0
@@ -175,17 +190,15 @@ def backwards(store: Store, anchors: Anchors, head: int) -> Iterator[Link]:
     """The entries from the head back to the first: what a reader without a state uses. Raises ChainBroken.
 
     The head must be signed by someone trusted; each older entry must be the one whose hash its successor holds, so its content is as
-    trusted as the successor is. The pinned entry is checked also when the reader does not get that far back.
+    trusted as the successor is. Entries of a writer that the admin had dismissed by then come to light when the walk meets the dismissal.
+    The pinned entry is checked also when the reader does not get that far back.
     """
     check_head(head, anchors)
     if anchors.head is not None and anchors.head[0] != head and digest(read_raw(store, anchors.head[0])) != anchors.head[1]:
         raise ChainBroken(f"{entry_key(anchors.head[0])}: is not the entry that was pinned; the ledger was replaced")
-    raw = read_raw(store, head)
-    entry, line, signature = parse_entry(raw, entry_key(head), anchors)
-    trust = page_trust(store, head, anchors)
-    if not trust.may_sign(entry):
-        _learn_page(store, head, trust, anchors)
-    link = _trusted(Link(head, digest(raw), raw, entry), line, signature, trust, anchors)
+    link = _alone(store, anchors, head)
+    signers = _Signers(anchors.admin)
+    signers.meet(link)
     yield link
     while link.entry.prev is not None:
         raw = read_raw(store, link.seq - 1)
@@ -193,15 +206,72 @@ def backwards(store: Store, anchors: Anchors, head: int) -> Iterator[Link]:
             raise ChainBroken(f"{entry_key(link.seq - 1)}: is not the entry that its successor names")
         entry, _, _ = parse_entry(raw, entry_key(link.seq - 1), anchors)
         link = Link(link.seq - 1, digest(raw), raw, entry)
+        signers.meet(link)
         yield link
     if link.seq != 1:
         raise ChainBroken(f"{entry_key(link.seq)}: has no predecessor")
 
 
-def _learn_page(store: Store, head: int, trust: Trust, anchors: Anchors) -> None:
-    """Trust entries inside the head's page: looked for only when the head's signer is new, since most vaults have none after entry 1."""
-    for seq in range(max(2, head - head % LEDGER_PAGE), head + 1):
-        raw = read_raw(store, seq)
+class _Signers:
+    """Who signed the entries of a walk towards the past, until the trust entry that named them is met."""
+
+    def __init__(self, admin: PublicKey) -> None:
+        self._admin = admin
+        self._unnamed: dict[PublicKey, int] = {}  # writer → the oldest entry of it that was met
+
+    def meet(self, link: Link) -> None:
+        """Raises ChainBroken when a writer signed after it was dismissed, or before it was named."""
+        entry = link.entry
+        if entry.type != "trust":
+            self._unnamed[entry.signer] = link.seq
+            return
+        if entry.signer != self._admin:
+            raise ChainBroken(f"{entry_key(link.seq)}: a trust entry that the admin did not sign")
+        for grant in entry.revoke:
+            if grant.role == "writer" and grant.key in self._unnamed:
+                raise ChainBroken(f"{entry_key(self._unnamed[grant.key])}: its writer {grant.key[:16]}… was dismissed by entry {link.seq}")
+        for grant in entry.grant:
+            if grant.role == "writer":
+                self._unnamed.pop(grant.key, None)
+        if link.seq == 1 and self._unnamed:
+            raise ChainBroken(f"{entry_key(min(self._unnamed.values()))}: nobody ever named its writer")
+
+
+def entry_at(store: Store, anchors: Anchors, seq: int) -> Link:
+    """One entry, by its own signature: what lies between it and the head may be damaged. Raises ChainBroken.
+
+    That suffices for a restore of what a person asked for by its number, and costs the same at any age. No other valid entry may stand in the
+    place of the pinned one; that the ledger reaches it was checked by the caller (`check_head`).
+    """
+    if anchors.head is not None and seq != anchors.head[0]:
+        _refuse_other_than_pinned(store, anchors, anchors.head)
+    return _alone(store, anchors, seq)
+
+
+def _refuse_other_than_pinned(store: Store, anchors: Anchors, pinned: tuple[int, Digest]) -> None:
+    """A pinned entry that is damaged is left to `verify`; another valid one in its place means that the ledger was replaced."""
+    try:
+        link = _alone(store, Anchors(vault=anchors.vault, admin=anchors.admin), pinned[0])
+    except ChainBroken:
+        return
+    if link.sha256 != pinned[1]:
+        raise ChainBroken(f"{entry_key(pinned[0])}: is not the entry that was pinned; the ledger was replaced")
+
+
+def _alone(store: Store, anchors: Anchors, seq: int) -> Link:
+    """An entry, judged by its own signature and by who is trusted in its page."""
+    raw = read_raw(store, seq)
+    entry, line, signature = parse_entry(raw, entry_key(seq), anchors)
+    trust = page_trust(store, seq, anchors)
+    if not trust.may_sign(entry):
+        _learn_page(store, seq, trust, anchors)
+    return _trusted(Link(seq, digest(raw), raw, entry), line, signature, trust, anchors)
+
+
+def _learn_page(store: Store, seq: int, trust: Trust, anchors: Anchors) -> None:
+    """Trust entries inside the page of entry `seq`: looked for only when its signer is new, since most vaults have none after entry 1."""
+    for number in range(max(2, seq - seq % LEDGER_PAGE), seq + 1):
+        raw = read_raw(store, number)
         if b'"type":"trust"' in raw:
             _learn_signed(trust, raw, anchors)
 
@@ -240,12 +310,12 @@ def read_acts(store: Store, anchors: Anchors, trust: Trust, chain: str | None = 
     for seq, key in enumerate(sorted(key for key, _ in store.list("acts/") if is_object_key(key)), 1):
         if key != act_key(seq):
             raise ChainBroken(f"{act_key(seq)}: is missing")
-        raw = store.get(act_key(seq), RECORD_LIMIT)
         try:
+            raw = store.get(act_key(seq), RECORD_LIMIT)
             line, signature = split_signed(raw)
             act = codec.decode(line, Act, key)
-        except RecordInvalid as error:
-            raise ChainBroken(str(error)) from None
+        except (ObjectMissing, ObjectDamaged, RecordInvalid) as error:
+            raise ChainBroken(f"{key}: {error}") from None
         chain = chain or act.chain
         if (act.vault, act.chain, act.seq, act.prev) != (anchors.vault, chain, seq, prev):
             raise ChainBroken(f"{key}: does not belong here")

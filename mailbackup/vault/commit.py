@@ -47,15 +47,15 @@ def put_pending(store: Store, state: State, anchors: Anchors) -> None:
             raise ChainBroken(f"the ledger ends at entry {head}, which entry {entry.seq} (waiting to be written) does not follow")
         for object_key, data in objects:
             put_same(store, object_key, data)
-    promote(state, entry.seq, digest(raw))
+    promote(state, entry, digest(raw))
 
 
-def promote(state: State, seq: int, sha256: Digest) -> None:
+def promote(state: State, entry: LedgerEntry, sha256: Digest) -> None:
     """The pending entry is in the store: it is the pinned head now."""
     state.begin()
     state.set_pending([])
-    state.set_head(seq, sha256)
-    state.register_epochs()
+    state.set_head(entry.seq, sha256)
+    state.register_epochs(entry.epochs)
     state.commit()
 
 

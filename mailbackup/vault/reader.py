@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple, TypeVar
 
 from mailbackup.content.block import open_block
-from mailbackup.errors import ChainBroken, NotFound, ObjectDamaged
+from mailbackup.errors import ChainBroken, NotFound, ObjectDamaged, ObjectMissing, WrongIdentity
 from mailbackup.model import codec
 from mailbackup.model.ids import Name, digest, from_name
 from mailbackup.model.ledger import Anchors
@@ -29,11 +31,13 @@ from mailbackup.model.tree import (
 )
 from mailbackup.stores.base import Store
 from mailbackup.vault.blocks import BlockReader, BlockStream
-from mailbackup.vault.chain import Link, backwards, check_vault_info, find_head
-from mailbackup.vault.epochs import EpochOpener
+from mailbackup.vault.chain import Link, backwards, check_head, check_vault_info, entry_at, find_head
+from mailbackup.vault.epochs import KEY_LIMIT, EpochOpener
 from mailbackup.vault.trees import decode_flags, decode_segment, owner_of, resolve
 
 T = TypeVar("T")
+
+_NUMBER = re.compile(r"[0-9]{1,10}")
 
 
 class FoundEntry(NamedTuple):
@@ -52,7 +56,8 @@ class VaultReader:
     """A vault that is open for reading. Everything it returns was verified."""
 
     def __init__(self, store: Store, anchors: Anchors, opener: EpochOpener) -> None:
-        check_vault_info(store, anchors)
+        with contextlib.suppress(ObjectMissing, ObjectDamaged):  # the ledger proves by itself whose it is; `verify` names vault.json
+            check_vault_info(store, anchors)
         self.store = store
         self.anchors = anchors
         self.head = find_head(store)
@@ -61,9 +66,13 @@ class VaultReader:
 
     def links(self) -> Iterator[Link]:
         """The entries of the ledger from the head back, checked. Raises ChainBroken."""
+        self._check_ledger()
+        return backwards(self.store, self.anchors, self.head)
+
+    def _check_ledger(self) -> None:
         if self.head == 0:
             raise ChainBroken(f"store {self.store.name}: the vault has no ledger")
-        return backwards(self.store, self.anchors, self.head)
+        check_head(self.head, self.anchors)
 
     def snapshots(self) -> Iterator[Link]:
         """The snapshots' entries, newest first."""
@@ -71,13 +80,22 @@ class VaultReader:
 
     def find(self, at: str) -> Link:
         """The snapshot that `at` means: `latest`, a number, or the newest one at a moment. Raises NotFound."""
-        wanted = None if at == "latest" or at.isdigit() else _moment(at)
+        if _NUMBER.fullmatch(at):
+            return self._numbered(int(at))
+        wanted = None if at == "latest" else _moment(at)
         for link in self.snapshots():
-            if at == "latest" or link.seq == (int(at) if at.isdigit() else -1):
-                return link
-            if wanted is not None and _stamp_of(link) <= wanted:
+            if wanted is None or _stamp_of(link) <= wanted:
                 return link
         raise NotFound(f"there is no snapshot {'yet' if at == 'latest' else repr(at)}")
+
+    def _numbered(self, seq: int) -> Link:
+        """The entry itself, so that damage to other entries does not matter."""
+        self._check_ledger()
+        if 1 <= seq <= self.head:
+            link = entry_at(self.store, self.anchors, seq)
+            if link.entry.type == "snapshot":
+                return link
+        raise NotFound(f"there is no snapshot {seq}")
 
     def snapshot(self, link: Link) -> Snapshot:
         """The snapshot that an entry names. Raises ObjectMissing, ObjectDamaged, WrongIdentity."""
@@ -87,11 +105,24 @@ class VaultReader:
         raw = self.store.get(row.key, row.size)
         if len(raw) != row.size or digest(raw) != row.sha256:
             raise ObjectDamaged(f"{row.key}: is not the object that the ledger names")
-        self._opener.load(row.epoch)
+        self._load(row.epoch)
         snapshot = codec.decode(open_block(self._opener, raw, row.key, RECORD_LIMIT), Snapshot, row.key)
         if (snapshot.vault, snapshot.seq) != (self.anchors.vault, link.seq):
             raise ObjectDamaged(f"{row.key}: belongs to another entry")
         return snapshot
+
+    def _load(self, epoch: int) -> None:
+        """Open the identity of an epoch. A key object that is damaged looks just like one that is not for this identity: its hash tells."""
+        try:
+            self._opener.load(epoch)
+        except WrongIdentity:
+            for link in self.links():
+                named = [(row.epoch, row.key, row.sha256) for row in link.entry.epochs]
+                named += [(row.epoch, row.key, row.sha256) for row in link.entry.rewrapped]
+                for number, key, sha256 in named:
+                    if number == epoch and digest(self.store.get(key, KEY_LIMIT)) != sha256:
+                        raise ObjectDamaged(f"{key}: is not the object that the ledger names") from None
+            raise
 
     # -- trees
 

@@ -116,8 +116,7 @@ def _from_page(store: Store, state: State, anchors: Anchors, writer: PublicKey, 
         state.add_pack(row)
         gone = set(range(pack.blocks)) - set(_numbers(pack.live, pack.blocks, link.entry))
         state.drop_blocks([(pack.id, gone)])
-    for epoch in live.epochs:
-        state.add_epoch(epoch, b"", "")
+    state.register_epochs(live.epochs)
     state.put(TRUST_LINES, codec.encode(trust.lines).decode())
     state.set_head(link.seq, link.sha256)
     return link.seq, link.sha256
@@ -129,10 +128,7 @@ def _apply(store: Store, state: State, link: Link, writer: PublicKey) -> None:
     _check_writer(link, writer)
     for pack in entry.packs:
         state.add_pack(pack)
-    for epoch in entry.epochs:
-        known = state.newest_epoch()
-        if known is None or known[0].epoch < epoch.epoch:
-            state.add_epoch(epoch, b"", "")
+    state.register_epochs(entry.epochs)
     if entry.type == "trust":
         lines = codec.decode(state.get(TRUST_LINES) or "[]", list, TRUST_LINES)
         state.put(TRUST_LINES, codec.encode([*lines, link.raw.decode("utf-8")]).decode())
@@ -144,7 +140,6 @@ def _apply(store: Store, state: State, link: Link, writer: PublicKey) -> None:
                 state.drop_blocks([(PackId(pack_id), _numbers(ranges, known_pack[2], entry))])
         state.add_snapshot(link.seq, entry.time, None, None, entry.outcome)
     state.set_head(link.seq, link.sha256)
-    state.register_epochs()
 
 
 def _numbers(ranges: str, blocks: int, entry: LedgerEntry) -> list[int]:

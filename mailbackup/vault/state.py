@@ -211,9 +211,13 @@ class State:
             "INSERT OR REPLACE INTO epoch VALUES (?, ?, ?, ?, ?, ?, 0)", (row.epoch, row.recipient, row.key, row.sha256, sealed, recipients)
         )
 
-    def register_epochs(self) -> None:
-        """All epochs known here are named by entries now."""
-        self.execute("UPDATE epoch SET registered = 1")
+    def register_epochs(self, epochs: Iterable[EpochRow]) -> None:
+        """An entry names these epochs. One that the state knows otherwise, from before it was lost or rolled back, is replaced: its key is nowhere."""
+        for row in epochs:
+            known = self.execute("SELECT sha256 FROM epoch WHERE epoch = ?", (row.epoch,)).fetchone()
+            if known is None or known[0] != row.sha256:
+                self.add_epoch(row, b"", "")
+            self.execute("UPDATE epoch SET registered = 1 WHERE epoch = ?", (row.epoch,))
 
     # -- packs, blocks, large blobs: the live set
 

@@ -15,7 +15,7 @@ from typing import Literal
 from mailbackup.content.block import Block, Piece, seal_block
 from mailbackup.content.ports import KeyMaker, Sealer
 from mailbackup.content.writer import FinishedPack, PackWriter
-from mailbackup.content.zstd import compress
+from mailbackup.content.zstd import compress, fitting_level
 from mailbackup.crypto.signing import SigningKey, seal_line
 from mailbackup.errors import ConflictError, MailbackupError
 from mailbackup.host import stamp, utc_now
@@ -125,19 +125,19 @@ class VaultWriter:
     def add(self, unit: Unit, kind: LaneKind, data: Bytes) -> Piece:
         """Store a blob, unless the vault has it within the reach of the locality rule. The data must not change afterwards."""
         if len(data) >= SMALL_BLOB:
-            return self._add_large(data, 1 if kind == "bodies" and self._level > 1 and _looks_base64(data) else self._level)
+            return self._add_large(data, adaptive=kind == "bodies")
         blob = blob_id(data)
         piece = unit.find(blob)
         if piece is None:
             piece = unit.known[blob] = self._packs.add_small(unit.lane(kind), data, blob)
         return piece
 
-    def _add_large(self, data: Bytes, level: int) -> Piece:
+    def _add_large(self, data: Bytes, *, adaptive: bool) -> Piece:
         piece = Piece(None, 0, len(data), None)
-        self._packs.submit(len(data), lambda: self._store_large(piece, data, level))
+        self._packs.submit(len(data), lambda: self._store_large(piece, data, adaptive))
         return piece
 
-    def _store_large(self, piece: Piece, data: Bytes, level: int) -> None:
+    def _store_large(self, piece: Piece, data: Bytes, adaptive: bool) -> None:
         """Runs in a sealing thread: hash, decide, seal."""
         piece.blob = blob_id(data)
         with self._state.lock:  # the lock under which every decision about duplicates is made
@@ -152,7 +152,7 @@ class VaultWriter:
             else:
                 piece.block = block
                 return
-        self._packs.seal_into(block, data, level)
+        self._packs.seal_into(block, data, fitting_level(data, self._level) if adaptive else self._level)
 
     def flush(self, unit: Unit, *kinds: LaneKind) -> None:
         """Send off the open blocks of these kinds."""
@@ -346,9 +346,3 @@ def _row(pack: FinishedPack, epoch: int) -> PackRow:
 def _list_object(seq: int, data: bytes) -> tuple[ObjectRow, bytes]:
     packed = compress(data)
     return ObjectRow(key=list_key(seq, digest(packed)), sha256=digest(packed), size=len(packed)), packed
-
-
-def _looks_base64(data: Bytes) -> bool:
-    """Most large bodies are base64, which compresses no better at level 3 than at 1 (0.757 both), but a third slower."""
-    sample = bytes(data[len(data) // 2 : len(data) // 2 + 4096])
-    return len(sample) > 1024 and sample.isascii() and b" " not in sample

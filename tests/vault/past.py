@@ -67,8 +67,8 @@ class Past(World):
     def first_day(self) -> None:
         """Two mailboxes with small and large messages, a folder, state files, and a directory."""
         for number in range(4):
-            self.deliver(f"{number}.small:2,S", letter(f"small {number}"))
-            self.deliver(f"{number}.bob:2,", letter(f"for bob {number}"), BOB)
+            self.deliver(f"{number}.small:2,S", letter(f"small {number}", b"words for %d\n" % number))
+            self.deliver(f"{number}.bob:2,", letter(f"for bob {number}", b"words for bob %d\n" % number), BOB)
         self.deliver("7.large:2,S", letter("large", LARGE))
         self.deliver("7.large:2,", letter("large for bob", LARGE), BOB)
         self.deliver("8.archived:2,S", letter("archived", b"w" * 40_000), folder=".Archive")

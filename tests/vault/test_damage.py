@@ -220,18 +220,93 @@ def test_damage_is_found_named_and_never_restored(saved: Saved, name: str, damag
         result = saved.world.verify()
         lost = lost_snapshots(saved)
         assert_named(result, key)
-        assert_right_extent(saved, key, lost, result)
+        assert_right_extent(key, damage, lost, result)
     assert saved.world.verify().outcome == "clean"
 
 
-def assert_right_extent(saved: Saved, key: str, lost: set[int], result: VerifyResult) -> None:
+def assert_right_extent(key: str, damage: str, lost: set[int], result: VerifyResult) -> None:
     """What is lost is what must be, and verify says which snapshots are concerned."""
-    kind = key.split("/")[0]
+    kind, everything = key.split("/")[0], {2, 3, 4}
     if kind == "packs":
         assert lost <= reported_snapshots(result)
+        if result.findings[0].kind is FindingKind.OBJECT_MISSING or result.findings[0].detail.startswith("blocks "):
+            assert lost == reported_snapshots(result)
     elif kind == "snapshots":
         assert lost == reported_snapshots(result) == {int(key[10:20])}
     elif kind == "keys":
-        assert lost == ({2, 3, 4} if key.startswith("keys/0000000001") else {4})
-    elif kind in ("lists", "FORMAT-1.md", "rescue-1.py"):
+        assert lost == (everything if key.startswith("keys/0000000001") else {4})
+    elif kind == "ledger":
+        seq = int(key[-15:-5])
+        assert lost == (everything if seq == 1 or (seq, damage) == (4, "removed") else {seq})  # the state has seen entry 4
+    elif key == "vault.json":
+        assert lost in (set(), everything)  # other ids in it are refused, rubbish is not asked
+    else:
         assert lost == set()
+
+
+SWAPS = [("FORMAT-1.md", "rescue-1.py")] + [
+    (f"{kind}/{first}", f"{kind}/{second}")
+    for kind, first, second in (("keys", 1, 2), ("ledger", 2, 3), ("ledger", 3, 4), ("lists", 1, 2), ("packs", 1, 2), ("snapshots", 2, 3))
+]
+
+
+@pytest.mark.case("25")
+@pytest.mark.parametrize(("first", "second"), SWAPS)
+def test_swapped_objects_of_one_kind(saved: Saved, first: str, second: str):
+    keys = [key_of(saved, name) for name in (first, second)]
+    with restored_after(saved):
+        swap(*map(saved.path, keys))
+        result = saved.world.verify()
+        lost = lost_snapshots(saved)
+    assert_named(result, keys[0])
+    if not first.startswith("ledger"):  # what stands behind a break is not believed
+        assert_named(result, keys[1])
+    expected = {"ledger/2": {2, 3}, "ledger/3": {3, 4}, "packs/1": {2, 3, 4}, "snapshots/2": {3, 4}}
+    assert lost == expected.get(first, set())  # the keys: either opens blocks of its epoch under whatever name
+
+
+@pytest.mark.case("25")
+@pytest.mark.parametrize("name", ["vault.json", "keys/1", "ledger/2", "lists/1", "packs/1", "snapshots/1"])
+@pytest.mark.parametrize("kind", ["directory", "link", "fifo"])
+def test_something_else_than_a_file(saved: Saved, name: str, kind: str):
+    key = key_of(saved, name)
+    path = saved.path(key)
+    with restored_after(saved):
+        os.rename(path, path + ".away")
+        {"directory": os.mkdir, "link": lambda place: os.symlink(path + ".away", place), "fifo": os.mkfifo}[kind](path)
+        result = saved.world.verify()
+        lost_snapshots(saved)
+    assert_named(result, key)
+
+
+@pytest.mark.case("25")
+@pytest.mark.parametrize(
+    "key",
+    ["junk", "packs/zz/nonsense", "ledger/0000000000/2.json", "keys/1-1.age", "snapshots/0000000002-x.age", "ledger/0000000007/0000000002.json",
+     "packs/ab/cd/ef", "vault.json.bak"],
+)  # fmt: skip
+def test_a_stray_malformed_key_is_damage(saved: Saved, key: str):
+    with restored_after(saved):
+        put_raw(saved.world, key, b"?")
+        result = saved.world.verify()
+        assert lost_snapshots(saved) == set()
+    assert [(finding.kind, finding.subject) for finding in result.findings] == [(FindingKind.OBJECT_MALFORMED, key)]
+    assert result.outcome == "damaged"
+
+
+@pytest.mark.case("25", "29")
+@pytest.mark.parametrize("key", ["packs/ab/ab" + "0" * 30, "keys/0000000009-0000000001.age", f"snapshots/0000000009-{'0' * 16}.age",
+                                 f"lists/0000000009-{'0' * 16}.zst"])  # fmt: skip
+def test_a_well_formed_unregistered_object_is_information(saved: Saved, key: str):
+    with restored_after(saved):
+        put_raw(saved.world, key, b"?")
+        result = saved.world.verify(decrypt=True)
+        assert lost_snapshots(saved) == set()
+    assert [(finding.kind, finding.subject) for finding in result.findings] == [(FindingKind.OBJECT_UNKNOWN, key)]
+    assert result.outcome == "clean"
+
+
+def test_what_is_being_written_is_not_judged(saved: Saved):
+    with restored_after(saved):
+        put_raw(saved.world, ".tmp/half-a-pack", b"?")
+        assert saved.world.verify().findings == ()
