@@ -112,4 +112,4 @@ def _snapshot_facts(snapshot: Snapshot) -> Iterator[str]:
     )
     for source in snapshot.sources:
         held = [number(source.messages, "message"), number(source.mailboxes, "mailbox", "mailboxes")] if source.kind == "mail" else []
-        yield f"{source.kind} {source.name}: {', '.join([*held, size(source.bytes)])}"
+        yield f"source {source.name} ({source.kind}): {', '.join([*held, size(source.bytes)])}"

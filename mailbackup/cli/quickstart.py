@@ -212,7 +212,7 @@ class Trial:
             f"Done in {duration(seconds)}.",
             "",
             "Where things lie:",
-            f"  configuration  {here}/mailbackup.toml",
+            f"  configuration  {here}/mailbackup.toml, and mailbackup.key, with which this host signs",
             f"  recovery kit   {here}/kit.txt (without a passphrase, since this is a trial)",
             f"  vault          {here}/vault",
             f"  local state    {here}/mailbackup.state",

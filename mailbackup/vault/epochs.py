@@ -34,20 +34,32 @@ class EpochOpener:
 
     def open(self, sealed: bytes) -> bytes:
         """The plaintext. Raises WrongIdentity only when an epoch's key is not for this identity; else ObjectDamaged."""
-        for opener in list(self._openers.values()):
-            try:
-                return opener.open(sealed)
-            except WrongIdentity:
-                continue
+        tried: set[int] = set()
+        plain = self._by_known(sealed, tried)
+        if plain is not None:
+            return plain
         with self._lock:
-            for epoch in self._others():
+            plain = self._by_known(sealed, tried)  # another thread may have loaded one meanwhile
+            for epoch in self._others() if plain is None else ():
                 try:
                     self._load(epoch)
                 except (WrongIdentity, DamageError):
                     continue
+                plain = self._by_known(sealed, tried)
+                if plain is not None:
+                    break
+            if plain is None:
+                raise self._why()
+            return plain
+
+    def _by_known(self, sealed: bytes, tried: set[int]) -> bytes | None:
+        """The plaintext, if an epoch that is loaded and not in `tried` opens it."""
+        for epoch, opener in list(self._openers.items()):
+            if epoch not in tried:
+                tried.add(epoch)
                 with contextlib.suppress(WrongIdentity):
-                    return self._openers[epoch].open(sealed)
-            raise self._why()
+                    return opener.open(sealed)
+        return None
 
     def _why(self) -> WrongIdentity | DamageError:
         """Why no epoch opens a block. That its header is damaged looks just like a key that does not fit."""

@@ -95,20 +95,31 @@ class State:
     def _open(self, vault: VaultId) -> sqlite3.Connection:
         os.makedirs(os.path.dirname(self.path) or ".", mode=0o700, exist_ok=True)
         try:
-            return self._connect(vault)
-        except sqlite3.DatabaseError as error:
-            unusable = translate(error, self.path)
-            if not isinstance(unusable, StateUnusable):
-                raise unusable from None
-            self.moved_aside = move_aside(self.path)
-            return self._connect(vault)
+            if not intact.take(self.path):
+                self.moved_aside = move_aside(self.path)
+            try:
+                return self._connect(vault)
+            except StateUnusable:
+                self.moved_aside = move_aside(self.path)
+                return self._connect(vault)
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoSpace(f"the state {self.path} cannot be made: {error.strerror}") from None
             raise StoreRefused(f"the state {self.path} cannot be opened: {error.strerror}", hint="Check permissions and --state.") from None
 
     def _connect(self, vault: VaultId) -> sqlite3.Connection:
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=5)
         try:
+            return self._prepare(db, vault)
+        except BaseException as error:
+            db.close()
+            if isinstance(error, sqlite3.Error):
+                raise translate(error, self.path) from None
+            raise
+
+    def _prepare(self, db: sqlite3.Connection, vault: VaultId) -> sqlite3.Connection:
+        """Set a connection up, and make the tables in a new file."""
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA cache_size = -16384")

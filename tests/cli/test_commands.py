@@ -114,7 +114,7 @@ def test_show_snapshot(cli: Cli, config_file: str, calls: Calls):
     done = cli("show", "3", "--config", config_file)
     assert calls == [("show_snapshot", ("3",), {})]
     assert "outcome   explained" in done.text
-    assert "mail vmail: 1,204 messages, 2 mailboxes, 2.0 KiB" in done.text
+    assert "source vmail (mail): 1,204 messages, 2 mailboxes, 2.0 KiB" in done.text
 
 
 def test_restore_one_and_all(cli: Cli, config_file: str, calls: Calls, tmp_path):

@@ -18,11 +18,12 @@ from mailbackup.config import Recipient
 from mailbackup.crypto.age import generate_identity
 from mailbackup.errors import AnchorMismatch, DamageError, ObjectDamaged, StoreUnavailable
 from mailbackup.model.finding import FindingKind
-from mailbackup.model.ids import blob_id
+from mailbackup.model.ids import ObjectKey, blob_id
 from mailbackup.model.results import VerifyResult
 from mailbackup.model.tree import BlobRef
 from mailbackup.stores.base import Store
-from mailbackup.testing.faults import FailOnce, FlipBit, flip_bit, grow, remove, swap, truncate
+from mailbackup.testing.faults import FailOnce, flip_bit, grow, remove, swap, truncate
+from mailbackup.testing.wrapper import Wrapper
 from mailbackup.vault import writer as vault_writer
 from tests.craft import Craft, put_raw, reading
 from tests.world import ALICE, World, messages_in, tree_of
@@ -261,7 +262,7 @@ def test_swapped_objects_of_one_kind(saved: Saved, first: str, second: str):
     assert_named(result, keys[0])
     if not first.startswith("ledger"):  # what stands behind a break is not believed
         assert_named(result, keys[1])
-    expected = {"ledger/2": {2, 3}, "ledger/3": {3, 4}, "packs/1": {2, 3, 4}, "snapshots/2": {3, 4}}
+    expected = {"ledger/2": {2, 3}, "ledger/3": {3, 4}, "packs/1": reported_snapshots(result), "snapshots/2": {3, 4}}
     assert lost == expected.get(first, set())  # the keys: either opens blocks of its epoch under whatever name
 
 
@@ -310,3 +311,136 @@ def test_what_is_being_written_is_not_judged(saved: Saved):
     with restored_after(saved):
         put_raw(saved.world, ".tmp/half-a-pack", b"?")
         assert saved.world.verify().findings == ()
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def cli(world: World, *args: str) -> int:
+    """The exit status of the program."""
+    return main([*args, "--config", world.config_path, "--state", world.state, "--identity", world.kit, "-q"])
+
+
+@pytest.mark.case("25")
+@pytest.mark.parametrize("name", OBJECTS)
+def test_restore_says_what_is_missing_and_writes_nothing_wrong(saved: Saved, name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    with restored_after(saved):
+        DAMAGES["middle byte"](saved.path(key_of(saved, name)))
+        lost = 4 in lost_snapshots(saved)
+        statuses = {
+            cli(saved.world, "restore", "mailbox", "--all", "--to", f"{tmp_path}/mail"),
+            cli(saved.world, "restore", "files", saved.world.home, "--to", f"{tmp_path}/files"),
+        }
+        assert cli(saved.world, "verify") == 4
+    said = capfd.readouterr().err
+    assert ("not-restored:" in said or "HINT:" in said) == lost
+    assert statuses <= ({0, 4, 7} if name == "vault.json" else {0, 4})
+    assert (statuses == {0}) == (not lost)
+    found = restored(saved, tmp_path)
+    assert found.items() <= saved.content[4].items()
+    assert (found == saved.content[4]) == (not lost)
+
+
+def restored(saved: Saved, target: Path) -> Content:
+    """What lies in the target. Asserts that nothing half lies beside it."""
+    assert not list(target.rglob(".mailbackup-*"))
+    found: Content = {}
+    for address in (ALICE, BOB):
+        found |= {(address, path): content for path, (content, _) in messages_in(f"{target}/mail/{address}").items()}
+    home = saved.world.home
+    copy = f"{target}/files{home}"
+    if os.path.isdir(copy):
+        found |= {(home, os.fsencode(path)): content for path, (_, _, content) in tree_of(copy).items() if content is not None}
+    return found
+
+
+@pytest.mark.case("26")
+def test_damage_in_the_content_only(saved: Saved, tmp_path: Path):
+    """One block of one message: everything else comes back, and the message is named."""
+    with reading(saved.world) as reader:
+        _, tree = reader.mailbox(reader.snapshot(reader.find("latest")), ALICE)
+        inbox = next(folder for folder in tree.folders if folder.name == "")
+        large = next(entry for entry in reader.messages(tree, inbox) if entry.entry.size > 32_768)
+    body = large.refs[-1]
+    with restored_after(saved):
+        flip_bit(f"{saved.world.vault}/packs/{body.pack[:2]}/{body.pack}", body.offset + body.length - 20)
+        plain, opened = saved.world.verify(), saved.world.verify(decrypt=True)
+        result = saved.world.restore("damaged")
+    assert [(f.kind, f.detail, f.snapshots) for f in plain.findings] == [(FindingKind.BLOCK_DAMAGED, f"blocks {body.number}", (3, 4))]
+    assert {finding.kind for finding in opened.findings} == {FindingKind.BLOCK_DAMAGED, FindingKind.BLOB_MISMATCH}
+    assert large.name.decode() in next(f.subject for f in opened.findings if f.kind is FindingKind.BLOB_MISMATCH)
+    assert [(f.kind, f.subject) for f in result.findings] == [(FindingKind.NOT_RESTORED, f"cur/{large.name.decode()}:2,F")]
+    expected = {path for address, path in saved.content[4] if address == ALICE}
+    assert set(messages_in(f"{saved.world.root}/damaged")) == expected - {b"cur/" + large.name + b":2,F"}
+
+
+# ---------------------------------------------------------------- stores that misbehave for a moment
+
+
+class FlipsOnce(Wrapper):
+    """The first object that is streamed below `prefix` reads differently, as from a failing cable or memory."""
+
+    def __init__(self, inner: Store, prefix: str) -> None:
+        super().__init__(inner)
+        self.prefix: str | None = prefix
+
+    def stream(self, key: ObjectKey, chunk: int = 1 << 20) -> Iterator[bytes]:
+        """Wrong once."""
+        for piece in super().stream(key, chunk):
+            wrong = self.prefix is not None and key.startswith(self.prefix)
+            self.prefix = None if wrong else self.prefix
+            yield bytes([piece[0] ^ 1]) + piece[1:] if wrong else piece
+
+
+@contextmanager
+def hooked(saved: Saved, hook: Callable[[Store], Store]) -> Iterator[None]:
+    saved.world.store_hook = hook
+    try:
+        yield
+    finally:
+        saved.world.store_hook = None
+
+
+@pytest.mark.case("26")
+def test_a_read_that_is_wrong_once_is_reported_as_such(saved: Saved):
+    with hooked(saved, lambda store: FlipsOnce(store, "packs/")):
+        result = saved.world.verify()
+    assert [finding.kind for finding in result.findings] == [FindingKind.OBJECT_DAMAGED]
+    assert "each of its blocks was read whole" in result.findings[0].detail
+
+
+@pytest.mark.case("26")
+@pytest.mark.parametrize("decrypt", [False, True])
+@pytest.mark.parametrize("verb", ["stream", "get", "list"])
+def test_an_unreachable_store_is_not_called_damaged(saved: Saved, verb: str, decrypt: bool):
+    error = StoreUnavailable("connection reset")
+    with hooked(saved, lambda store: FailOnce(store, verb, "*", error)), pytest.raises(StoreUnavailable):
+        saved.world.verify(decrypt=decrypt)
+
+
+# ---------------------------------------------------------------- a share only
+
+
+def test_a_sample_reads_everything_but_packs(saved: Saved):
+    whole, share = saved.world.verify(), saved.world.verify(sample=0.34)
+    assert (share.outcome, share.objects) == ("clean", whole.objects - 2)
+    opened = [saved.world.verify(decrypt=True, sample=sample).blobs for sample in (None, 0.001)]
+    assert opened[0] > opened[1] > 0
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut by one", "grown"])
+def test_a_sample_sees_sizes_of_all_packs(saved: Saved, damage: str):
+    with restored_after(saved):
+        for key in saved.keys("packs/"):
+            DAMAGES[damage](saved.path(key))
+        result = saved.world.verify(sample=0.01)
+    assert {finding.subject for finding in result.findings} == set(saved.keys("packs/"))
+
+
+def test_samples_differ(saved: Saved):
+    """Every pack is damaged, so whichever is chosen is reported; in many runs each of them is."""
+    with restored_after(saved):
+        for key in saved.keys("packs/"):
+            flip_bit(saved.path(key), 100)
+        seen = {finding.subject for _ in range(40) for finding in saved.world.verify(sample=0.01).findings}
+    assert seen == set(saved.keys("packs/"))
