@@ -249,10 +249,11 @@ class TinyVault:
         root = self.rows({"directories": listed, "mailboxes": [{"ref": table, "first": "", "count": len(mailboxes)}]}, blocks)
         if close:
             self.close_pack()
-        messages = sum(row["messages"] for row in mailboxes)
+        messages, files = sum(row["messages"] for row in mailboxes), sum(row["files"] for row in listed)
         body = {"format": 1, "vault": self.id, "seq": self.seq + 1, "time": TIME, "host": "mx1", "tool": "tiny", "outcome": outcome,
                 "root": {"blocks": blocks, **root}, "findings": [], "facts": {},
-                "sources": [{"name": "vmail", "kind": "mail", "mailboxes": len(mailboxes), "messages": messages, "bytes": 0}]}  # fmt: skip
+                "sources": [{"name": "vmail", "kind": "mail", "mailboxes": len(mailboxes), "messages": messages, "bytes": 0},
+                            {"name": "files", "kind": "directory", "mailboxes": 0, "messages": files, "bytes": 0}]}  # fmt: skip
         sealed = self.seal(dump(body))
         key = f"snapshots/{self.seq + 1:010}-{sha256(sealed)[:16]}.age"
         self.put(key, sealed)

@@ -56,9 +56,11 @@ def content(mail: Mail) -> bytes:
     return mail.head + mail.body
 
 
-def rescue(vault: TinyVault, *args: Any, expect: int = 0, kit: Any = None, **more: Any) -> subprocess.CompletedProcess[str]:
+def rescue(
+    vault: TinyVault, *args: Any, expect: int = 0, kit: Any = None, before: Any = (), **more: Any
+) -> subprocess.CompletedProcess[str]:
     script = vault.path("rescue-1.py")
-    command = [*ALONE, script, "--vault", vault.root, "--identity", kit or vault.kit, *args]
+    command = [*before, *ALONE, script, "--vault", vault.root, "--identity", kit or vault.kit, *args]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, errors="surrogateescape",
                           check=False, cwd="/", **more)  # fmt: skip
     assert "Traceback" not in done.stderr
@@ -83,6 +85,23 @@ def files_of(out: Path) -> dict[bytes, bytes]:
                 with open(path, "rb") as opened:
                     found[os.path.relpath(path, os.fsencode(out))] = opened.read()
     return found
+
+
+SPY = """#!/bin/sh
+echo "argv: $*" >> {log}
+find "$TMPDIR" -printf '%y %m %s\\n' >> {log}
+exec {program} "$@"
+"""
+
+
+def spy(vault: TinyVault, program: str) -> tuple[Path, dict[str, str]]:
+    """Put a spy before a program: (its log, the environment in which it listens; there is a TMPDIR of its own)."""
+    tools, log, private = (vault.tmp / one for one in ("tools", "log", "private"))
+    tools.mkdir()
+    private.mkdir()
+    (tools / program).write_text(SPY.format(log=log, program=shutil.which(program)))
+    (tools / program).chmod(0o755)
+    return log, {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "TMPDIR": str(private)}
 
 
 def flip(path: Path, at: int) -> None:
@@ -111,10 +130,12 @@ def test_the_script_imports_the_standard_library_only() -> None:
 
 def test_snapshots_are_listed_newest_last(tiny_vault: TinyVault) -> None:
     tiny_vault.snapshot([tiny_vault.mailbox(BOB, {"": mails("later", 2)})], outcome="incomplete")
+    tiny_vault.snapshot([], {"/etc": [tiny_vault.file("a", b"1")]}, outcome="explained")
     lines = rescue(tiny_vault, "--list").stdout.splitlines()[1:]
     assert [line.split() for line in lines] == [
         ["2", "2026-11-24T02:30:00Z", "complete", "7"],
         ["3", "2026-11-24T02:30:00Z", "incomplete", "2"],
+        ["4", "2026-11-24T02:30:00Z", "explained", "0"],
     ]
 
 
@@ -259,6 +280,42 @@ def test_content_of_many_refs_and_more_blocks_than_are_kept(tiny_vault: TinyVaul
     assert restore(tiny_vault)[0] == {b"files/srv/big": b"".join(parts[i] for i in order)}
 
 
+def test_each_block_is_opened_once(tiny_vault: TinyVault) -> None:
+    log, env = spy(tiny_vault, "age")
+    many = [tiny_vault.file(f"{i:02}", bytes([i]) * 40) for i in range(30)]
+    again = [{**one, "name": "again-" + one["name"]} for one in many]
+    tiny_vault.snapshot([], {"/srv": [entry for pair in zip(many, again, strict=True) for entry in pair]})
+    assert len(restore(tiny_vault, env=env)[0]) == 60
+    assert log.read_text().count("argv:") == 1 + 1 + 2 + 30  # the key, the snapshot, two listings, the blocks
+
+
+def test_what_is_stale_is_said(tiny_vault: TinyVault) -> None:
+    tiny_vault.snapshot([{**tiny_vault.mailbox(BOB, {"": mails("bob", 1)}), "stale": True}, tiny_vault.mailbox(EVE, {})])
+    for args in (["--list", "--at", 3], ["--to", tiny_vault.tmp / "out"]):
+        lines = rescue(tiny_vault, *args).stdout.splitlines()
+        assert ["as of an earlier snapshot" in line for line in lines if "example.org" in line] == [True, False]
+
+
+def test_directories_that_one_may_not_enter(tiny_vault: TinyVault) -> None:
+    without_rights = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    if without_rights and not shutil.which("setpriv"):
+        pytest.skip("as root this needs setpriv")
+    owners = [[0o600, 0, None, 0, None], [0o000, 0, None, 0, None]]
+    entries = [{"name": "a", "type": "d", "owner": 1, "mtime": [7, 7]}, {"name": "a/b", "type": "d", "owner": 1, "mtime": [8, 8]},
+               tiny_vault.file("a/b/c", b"1", owner=1)]  # fmt: skip
+    segment = {"ref": tiny_vault.record("files", owners=owners, entries=entries), "first": "a", "count": 3}
+    tiny_vault.files = lambda _: [segment]
+    tiny_vault.snapshot([], {"/etc": entries})
+    done = rescue(tiny_vault, "--to", tiny_vault.tmp / "out", before=without_rights)
+    assert "NOT RESTORED" not in done.stderr
+    top = tiny_vault.tmp / "out/files/etc/a"
+    assert (top.stat().st_mode & 0o7777, top.stat().st_mtime_ns) == (0, 7000000007)
+    top.chmod(0o700)
+    assert ((top / "b").stat().st_mode & 0o7777, (top / "b").stat().st_mtime_ns) == (0, 8000000008)
+    (top / "b").chmod(0o700)
+    assert (top / "b/c").stat().st_mode & 0o7777 == 0
+
+
 def test_a_saved_mailbox_inside_a_directory_is_pointed_to(tiny_vault: TinyVault) -> None:
     tiny_vault.snapshot([], {"/": [{"name": "var/vmail/bob", "type": "m", "target": "vmail/bob"}]})
     assert "files/var/vmail/bob is the mailbox vmail/bob" in rescue(tiny_vault, "--to", tiny_vault.tmp / "out").stdout
@@ -286,6 +343,22 @@ def test_a_blob_must_have_its_hash_even_where_the_block_is_genuine(tiny_vault: T
     found, said = restore(tiny_vault, expect=4)
     assert found == {b"files/etc/a": b"12345678"}
     assert "files/etc/b: its content is not what the listing names" in said
+
+
+def test_a_block_that_does_not_lie_where_the_listing_says(tiny_vault: TinyVault) -> None:
+    good, large = tiny_vault.file("good", b"1"), tiny_vault.file("large", b"2")
+    moved = {**good, "name": "moved", "refs": [good["refs"][0]._replace(number=5)]}
+    large["refs"] = [large["refs"][0]._replace(length=(17 << 20) + 1)]
+    none = {**good, "name": "none", "refs": [good["refs"][0]._replace(number=999)]}
+    unknown = {**good, "name": "unknown", "refs": [good["refs"][0]._replace(pack="0" * 32)]}
+    for number in range(8):
+        tiny_vault.block(bytes([number]))
+    tiny_vault.snapshot([], {"/etc": [good, large, moved, none, unknown]})
+    found, said = restore(tiny_vault, expect=4)
+    assert found == {b"files/etc/good": b"1"}
+    assert "block 5 does not lie where a listing says" in said
+    assert said.count("does not exist or is too large") == 2
+    assert f"the ledger knows no pack {'0' * 32}" in said
 
 
 def test_a_missing_pack(tiny_vault: TinyVault) -> None:
@@ -511,8 +584,11 @@ def test_a_third_line_and_a_stray_file(tiny_vault: TinyVault) -> None:
     tiny_vault.put("ledger/0000000001/0000000003.json", b"")
     assert restore(tiny_vault)[1].count("is not an object of a vault; ignored") == 2
     shutil.rmtree(tiny_vault.tmp / "out")
-    tiny_vault.ledger(2).write_bytes(tiny_vault.ledger(2).read_bytes() + b"\n")
-    refused(tiny_vault, "entry 2 is refused")
+    tiny_vault.write_kit(head="")
+    data = tiny_vault.ledger(2).read_bytes()
+    for changed in (data + b"\n", data + b"x", data[:-1]):
+        tiny_vault.ledger(2).write_bytes(changed)
+        refused(tiny_vault, "entry 2 is refused")
 
 
 def test_a_vault_that_is_not_that_of_the_kit(tiny_vault: TinyVault) -> None:
@@ -628,6 +704,9 @@ def test_a_rewrapped_key(tiny_vault: TinyVault) -> None:
     tiny_vault.recovery = identity.splitlines()[-1]
     tiny_vault.write_kit()
     assert len(restore(tiny_vault)[0]) == 9
+    shutil.rmtree(tiny_vault.tmp / "out")
+    tiny_vault.path(tiny_vault.bob_pack).unlink()
+    restore(tiny_vault, expect=4)  # and not 7: the first object did not open, but the second did
 
 
 def test_two_epochs_of_which_the_identity_opens_one(tiny_vault: TinyVault) -> None:
@@ -698,27 +777,15 @@ def test_a_kit_with_a_passphrase(tiny_vault: TinyVault, armour: list[str]) -> No
     assert len(files_of(tiny_vault.tmp / "out")) == 9
 
 
-SPY = """#!/bin/sh
-echo "argv: $*" >> {log}
-find "$TMPDIR" -printf '%y %m %s\\n' >> {log}
-exec {age} "$@"
-"""
-
-
 def test_secrets_are_private_and_gone_afterwards(tiny_vault: TinyVault) -> None:
-    tools, tmp, log = (tiny_vault.tmp / one for one in ("tools", "private", "log"))
-    tools.mkdir()
-    tmp.mkdir()
-    (tools / "age").write_text(SPY.format(log=log, age=shutil.which("age")))
-    (tools / "age").chmod(0o755)
-    env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "TMPDIR": str(tmp)}
+    log, env = spy(tiny_vault, "age")
     restore(tiny_vault, env=env, umask=0)
     seen = log.read_text()
     assert "AGE-SECRET" not in seen
     assert [line for line in seen.splitlines() if line.startswith("f ")], "the spy saw no secret file: it proves nothing"
     assert not [line for line in seen.splitlines() if line.startswith("f ") and line.split()[1] != "600"]
     assert "d 700" in seen
-    assert not list(tmp.iterdir())
+    assert not os.listdir(env["TMPDIR"])
 
 
 def test_secrets_are_gone_when_it_is_stopped(tiny_vault: TinyVault) -> None:

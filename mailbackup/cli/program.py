@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from typing import Annotated, Any
@@ -17,11 +18,12 @@ from mailbackup.errors import Interrupted, MailbackupError, UsageError
 from mailbackup.model.version import TOOL
 
 HELP = "Backup for Linux mail servers: sealed to keys that are not on the server, signed, and proven by restoring."
+COMPLETE = "_MAILBACKUP_COMPLETE"  # set by the completion scripts of shells
 
 
 def program() -> Any:
     """The whole command line as one command object."""
-    root = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+    root = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
     root.callback(help=HELP)(_root())
     for module in (quickstart, init, backup, browse, restore, verify, state, key, configuration):
         module.register(root)
@@ -48,11 +50,15 @@ def main(args: list[str]) -> int:
     """Run one command line and return its exit status; nothing is raised."""
     settings = Settings(json="--json" in args[: args.index("--")] if "--" in args else "--json" in args)
     try:
+        if COMPLETE in os.environ:
+            program().main(args=[], prog_name="mailbackup", complete_var=COMPLETE)
         if not args:
             _invoke(["--help"], settings)
             return UsageError.exit_status
         answer = _invoke(args, settings)
         show_answer(answer, settings.command, as_json=settings.json, quiet=settings.quiet)
+    except SystemExit as end:  # how completion ends
+        return int(end.code or 0)
     except KeyboardInterrupt:
         return _fail(Interrupted("interrupted"), settings)
     except Exception as error:  # the border: nothing may pass it as a traceback

@@ -164,14 +164,20 @@ def page_trust(store: Store, seq: int, anchors: Anchors) -> Trust:
 
     Each of them carries the admin's own signature, so they need not be reached by walking. Raises ChainBroken.
     """
-    trust = Trust(anchors.admin)
     first = seq - seq % LEDGER_PAGE
     if first:
         entry, _, _ = parse_entry(read_raw(store, first), entry_key(first), anchors)
-        for text in entry.trust:
-            _learn_signed(trust, text.encode("utf-8"), anchors)
-    else:
-        _learn_signed(trust, read_raw(store, 1), anchors)
+        return trust_of(entry.trust, anchors)
+    trust = Trust(anchors.admin)
+    _learn_signed(trust, read_raw(store, 1), anchors)
+    return trust
+
+
+def trust_of(lines: Iterable[str], anchors: Anchors) -> Trust:
+    """Who is trusted by these whole trust entries. Raises ChainBroken."""
+    trust = Trust(anchors.admin)
+    for text in lines:
+        _learn_signed(trust, text.encode("utf-8"), anchors)
     return trust
 
 

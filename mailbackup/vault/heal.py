@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 
+from mailbackup.errors import StateUnusable
 from mailbackup.model import codec
 from mailbackup.model.ids import BlobId, PackId, from_name
-from mailbackup.model.tree import SMALL_BLOB, BlobRef, MailboxTree, Root
+from mailbackup.model.tree import SMALL_BLOB, BlobRef, BlockRow, MailboxTree, Root
 from mailbackup.vault.state import CachedSegment, CachedUnit, State
 from mailbackup.vault.trees import decode_flags, decode_segment, live_refs, resolve
 
@@ -15,7 +16,9 @@ FILES = b"\0files"  # in place of a folder: the segments of everything that is n
 
 TABLE = "table"  # cached mailbox table: JSON rows of first key, count, ref
 
-Good = Container[tuple[PackId, int]]
+DEAD_SEEN = "dead_seen"  # heal met refs to blocks that the vault gave up: before the next snapshot they must be gone from the trees
+
+Good = Mapping[PackId, Container[int]]  # pack → numbers of the blocks in it that may be used
 
 
 def heal(state: State) -> int:
@@ -23,30 +26,40 @@ def heal(state: State) -> int:
     trees whose own blob is gone are marked dirty, so that capture stores them again. Returns the number of entries."""
     good = _good_blocks(state)
     forget_table(state)
-    count = 0
-    for kind in ("mail", "directory"):
-        for unit in state.units(kind).values():
-            unit.tree = state.tree_of(unit.no)
-            count += _heal_unit(state, unit, good)
-    return count
+    if not check_live(state):
+        state.put(DEAD_SEEN, 1)
+    return sum(_heal_unit(state, unit, good) for unit in _units(state))
+
+
+def check_live(state: State) -> bool:
+    """Whether every block that the cached trees refer to is live, whole or not."""
+    live = _blocks(state, "")
+    return not any(_lost(ref, live) for unit in _units(state) for ref in unit_refs(state, unit))
+
+
+def refuse_dead(state: State) -> None:
+    """The end of a run in whose beginning `heal` met what is live no more. What was read again is fine; what could not be read and was kept is not:
+    a snapshot must not refer to it, and nobody can send it. Raises StateUnusable, so that the run begins once more without a state."""
+    if state.get(DEAD_SEEN) and not check_live(state):
+        raise StateUnusable("the state is older than the vault, and remembers content that cannot be read now and is in the vault no more")
+    state.put(DEAD_SEEN, None)
 
 
 def recount(state: State) -> None:
     """Set the reference counts, and the large blobs that can be found, to what the cached trees refer to."""
     changes: Counter[tuple[PackId, int]] = Counter()
     large: dict[BlobId, BlobRef] = {}
-    state.execute("UPDATE block SET refs = 0")
     forget_table(state)
-    for kind in ("mail", "directory"):
-        for unit in state.units(kind).values():
-            unit.tree = state.tree_of(unit.no)
-            for ref in unit_refs(state, unit):
-                changes[ref.pack, ref.number] += 1
-                if ref.size >= SMALL_BLOB:
-                    large[ref.blob] = ref
-    missing = set(state.change_refs(changes))
+    state.execute("UPDATE block SET refs = 0")
+    for unit in _units(state):
+        for ref in unit_refs(state, unit):
+            changes[ref.pack, ref.number] += 1
+            if ref.size >= SMALL_BLOB:
+                large[ref.blob] = ref
+    state.change_refs(changes)
+    good = _good_blocks(state)
     packs = {pack: row[0] for pack, row in state.packs().items()}
-    state.add_large((ref for ref in large.values() if (ref.pack, ref.number) not in missing), packs)
+    state.add_large((ref for ref in large.values() if not _lost(ref, good)), packs)
 
 
 def forget_table(state: State) -> None:
@@ -76,13 +89,26 @@ def unit_refs(state: State, unit: CachedUnit) -> Iterator[BlobRef]:
             yield resolve(decoded.blocks, ref)
 
 
-def _good_blocks(state: State) -> set[tuple[PackId, int]]:
-    rows = state.execute("SELECT pack.id, number FROM block JOIN pack ON pack.no = block.pack WHERE broken = 0")
-    return {(PackId(row[0]), row[1]) for row in rows}
+def _units(state: State) -> Iterator[CachedUnit]:
+    for kind in ("mail", "directory"):
+        for unit in state.units(kind).values():
+            unit.tree = state.tree_of(unit.no)
+            yield unit
 
 
-def _lost(ref: BlobRef, good: Good) -> bool:
-    return (ref.pack, ref.number) not in good
+def _good_blocks(state: State) -> Good:
+    return _blocks(state, "WHERE broken = 0")
+
+
+def _blocks(state: State, condition: str) -> Good:
+    found: dict[PackId, set[int]] = {}
+    for pack, number in state.execute(f"SELECT pack.id, number FROM block JOIN pack ON pack.no = block.pack {condition}"):  # noqa: S608
+        found.setdefault(PackId(pack), set()).add(number)
+    return found
+
+
+def _lost(ref: BlobRef | BlockRow, good: Good) -> bool:
+    return ref.number not in good.get(ref.pack, ())
 
 
 def _heal_unit(state: State, unit: CachedUnit, good: Good) -> int:
@@ -105,7 +131,7 @@ def _heal_unit(state: State, unit: CachedUnit, good: Good) -> int:
 def _heal_entries(segment: CachedSegment, good: Good, *, messages: bool) -> int:
     decoded = decode_segment(segment.data, "cached segment", "facts" if messages else "files")
     flags = decode_flags(segment.flags, len(decoded.entries), "cached flags") if messages else None
-    rows = [(row.pack, row.number) in good for row in decoded.blocks]
+    rows = [not _lost(row, good) for row in decoded.blocks]
     count = 0
     for index, entry in enumerate(decoded.entries):
         refs = entry.refs if entry.head is None else (*entry.refs, entry.head)

@@ -20,6 +20,7 @@ from mailbackup.vault.chain import (
     read_acts,
     read_raw,
     stops_of,
+    trust_of,
     walk,
 )
 from mailbackup.vault.commit import OtherEntry, put_pending
@@ -27,8 +28,8 @@ from mailbackup.vault.heal import heal, recount
 from mailbackup.vault.state import State
 
 TRUST_LINES = "trust_lines"
-FREEZE_NEXT = "freeze_next"
-HEAL_NEXT = "heal_next"
+FREEZE_NEXT = "freeze_next"  # the reason why the next snapshot freezes pruning
+HEAL_NEXT = "heal_next"  # lost packs that the next snapshot has to name
 
 
 def start(store: Store, state: State, anchors: Anchors, writer: PublicKey) -> list[Finding]:
@@ -42,12 +43,7 @@ def start(store: Store, state: State, anchors: Anchors, writer: PublicKey) -> li
         rewound = True
     state.begin()
     try:
-        if rewound:
-            anchors = Anchors(vault=anchors.vault, admin=anchors.admin, head=state.head)
-            _forget_live_set(state)
-        findings = _follow(store, state, anchors, writer)
-        if rewound:
-            recount(state)
+        findings = (_rewind if rewound else _follow)(store, state, anchors, writer)
         findings += _forget_lost(store, state, anchors, changed=bool(findings))
     except BaseException:
         state.rollback()
@@ -56,12 +52,23 @@ def start(store: Store, state: State, anchors: Anchors, writer: PublicKey) -> li
     return findings
 
 
-def _forget_live_set(state: State) -> None:
+def _rewind(store: Store, state: State, anchors: Anchors, writer: PublicKey) -> list[Finding]:
     """The state already counts on an entry that never came to be: its live set is read from the ledger anew. The trees stay."""
+    pinned, freeze = state.head, state.get(FREEZE_NEXT)
     state.set_pending([])
     for table in ("blob", "block", "pack", "snapshot"):
         state.execute(f"DELETE FROM {table}")  # noqa: S608 - names from this line
     state.execute("DELETE FROM meta WHERE key IN ('head_seq', 'head_hash', ?)", (TRUST_LINES,))
+    _follow(store, state, Anchors(vault=anchors.vault, admin=anchors.admin, head=pinned), writer)
+    recount(state)
+    state.put(FREEZE_NEXT, freeze)
+    return [_behind(0 if pinned is None else pinned[0], state)]
+
+
+def _behind(pinned: int, state: State) -> Finding:
+    head = state.head
+    assert head is not None, "the ledger was followed"
+    return Finding(FindingKind.STATE_OLD, f"entries {pinned + 1} to {head[0]}", "the state was older than the vault; it was brought up to date")
 
 
 def _follow(store: Store, state: State, anchors: Anchors, writer: PublicKey) -> list[Finding]:
@@ -76,10 +83,14 @@ def _follow(store: Store, state: State, anchors: Anchors, writer: PublicKey) -> 
         raise ChainBroken(f"entry {pinned[0]} of store {store.name} is not the one that was written: the ledger was replaced")
     if head == pinned[0]:
         return []
-    trust = page_trust(store, pinned[0], anchors)
-    for link in walk(store, anchors, trust, last=head, after=pinned):
+    for link in walk(store, anchors, _known_trust(state, anchors), last=head, after=pinned):
         _apply(store, state, link, writer)
-    return [Finding(FindingKind.STATE_OLD, f"entries {pinned[0] + 1} to {head}", "the state was older than the vault; it was brought up to date")]
+    return [_behind(pinned[0], state)]
+
+
+def _known_trust(state: State, anchors: Anchors) -> Trust:
+    """Who is trusted at the pinned head, by all trust entries up to it."""
+    return trust_of(codec.decode(state.get(TRUST_LINES), list[str], TRUST_LINES), anchors)
 
 
 def _from_scratch(store: Store, state: State, anchors: Anchors, writer: PublicKey, head: int) -> list[Finding]:
@@ -166,16 +177,17 @@ def _forget_lost(store: Store, state: State, anchors: Anchors, *, changed: bool)
     sizes = {key: stat.size for key, stat in store.list("packs/")}
     known = state.packs()
     lost = {pack: row[0] for pack, row in known.items() if not row[3] and sizes.get(pack_key(pack)) != row[1]}
-    seq = state.head[0] if state.head else 0
-    for act in read_acts(store, anchors, page_trust(store, seq, anchors)):
+    for act in read_acts(store, anchors, _known_trust(state, anchors)):
         if act.type == "damage":
             lost |= {damaged.id: known[damaged.id][0] for damaged in act.packs if damaged.id in known and not known[damaged.id][3]}
-    if not lost and not changed and not state.get(HEAL_NEXT):
+    untold = codec.decode(state.get(HEAL_NEXT) or "[]", list[str], HEAL_NEXT)  # an earlier run met them, and made no snapshot that says so
+    if not lost and not changed and not untold:
         return []
     state.mark_broken(lost.values())
-    state.put(HEAL_NEXT, None)
+    packs = sorted({*untold, *lost})
+    state.put(HEAL_NEXT, codec.encode(packs).decode())
     entries = heal(state)
-    if not lost:
+    if not packs:
         return []
-    detail = f"{len(lost)} packs are missing or damaged in store {store.name}; {entries} entries are read and sent again"
-    return [Finding(FindingKind.HEALED, ", ".join(pack[:12] for pack in sorted(lost)[:5]) + (" …" if len(lost) > 5 else ""), detail)]
+    detail = f"{len(packs)} packs are missing or damaged in store {store.name}; {entries} entries are read and sent again"
+    return [Finding(FindingKind.HEALED, ", ".join(pack[:12] for pack in packs[:5]) + (" …" if len(packs) > 5 else ""), detail)]

@@ -10,6 +10,7 @@ One connection, one lock, one writing thread. A run changes rows in one transact
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import threading
@@ -22,13 +23,18 @@ from urllib.parse import quote
 
 from mailbackup.content.zstd import compress, decompress
 from mailbackup.errors import Busy, ConfigInvalid, DamageError, MailbackupError, NoSpace, StateUnusable, StoreRefused
+from mailbackup.host import free_bytes
 from mailbackup.model import codec
 from mailbackup.model.ids import BlobId, Digest, ObjectKey, PackId, VaultId, blob_id
 from mailbackup.model.ledger import EpochRow, PackRow
 from mailbackup.model.tree import RECORD_LIMIT, BlobRef, Outcome, SourceCount
+from mailbackup.vault import intact
 
 VERSION = 1
 FILE_NAME = "state.db"
+
+_DAMAGE = ("SQLITE_IOERR_READ", "SQLITE_IOERR_SHORT_READ", "SQLITE_IOERR_DATA", "SQLITE_IOERR_CORRUPTFS")
+_TIGHT = 1 << 20  # bytes free below which an I/O error of SQLite, which says no more, means a full disk
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -80,6 +86,30 @@ class CachedUnit:
     ref: BlobRef | None
 
 
+class _Rows(sqlite3.Cursor):
+    """Rows of a statement; SQLite may find damage as late as when one is fetched."""
+
+    path = ""
+
+    def fetchone(self) -> Any:
+        try:
+            return super().fetchone()
+        except sqlite3.Error as error:
+            raise translate(error, self.path) from None
+
+    def fetchall(self) -> list[Any]:
+        try:
+            return super().fetchall()
+        except sqlite3.Error as error:
+            raise translate(error, self.path) from None
+
+    def __next__(self) -> Any:
+        try:
+            return super().__next__()
+        except sqlite3.Error as error:
+            raise translate(error, self.path) from None
+
+
 class State:
     """The open state database. `lock` guards the connection; `find_large` is called by sealing threads."""
 
@@ -120,21 +150,16 @@ class State:
 
     def _prepare(self, db: sqlite3.Connection, vault: VaultId) -> sqlite3.Connection:
         """Set a connection up, and make the tables in a new file."""
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            db.execute("PRAGMA cache_size = -16384")
-            if db.execute("PRAGMA user_version").fetchone()[0] == 0:
-                self._create(db, vault)
-            owner = db.execute("SELECT value FROM meta WHERE key = 'vault'").fetchone()
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-        except BaseException:
-            db.close()
-            raise
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA cache_size = -16384")
+        if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+            self._create(db, vault)
+        owner = db.execute("SELECT value FROM meta WHERE key = 'vault'").fetchone()
+        version = db.execute("PRAGMA user_version").fetchone()[0]
         if version != VERSION or owner is None:
-            db.close()
             raise sqlite3.DatabaseError("malformed")
         if owner[0] != vault:
-            db.close()
             raise ConfigInvalid(
                 f"the state in {self.path} belongs to vault {owner[0][:12]}…, the configuration names {vault[:12]}…",
                 hint="Give each vault a state directory of its own with --state DIR.",
@@ -150,6 +175,7 @@ class State:
         """Close; what is not committed is rolled back."""
         with self.lock:
             self._db.close()
+        intact.keep(self.path)
 
     # -- transactions
 
@@ -171,7 +197,9 @@ class State:
         """Run one statement. Modules that own tables here use it inside the run's transaction."""
         try:
             with self.lock:
-                return self._db.execute(sql, tuple(values))
+                cursor = self._db.cursor(_Rows)
+                cursor.path = self.path
+                return cursor.execute(sql, tuple(values))
         except sqlite3.Error as error:
             raise translate(error, self.path) from None
 
@@ -455,7 +483,7 @@ def move_aside(path: str) -> str:
     """Rename an unusable state, so that the next one starts afresh and a person can still look. Returns the new name."""
     aside = f"{path}.unusable-{int(time.time())}"
     os.replace(path, aside)
-    for suffix in ("-wal", "-shm"):
+    for suffix in ("-wal", "-shm", intact.SUFFIX):
         if os.path.exists(path + suffix):
             os.remove(path + suffix)
     return aside
@@ -470,13 +498,21 @@ def translate(error: sqlite3.Error, path: str) -> MailbackupError:
         return StoreRefused(f"the state {path} cannot be written: {text}", hint="Check permissions and --state.")
     if "locked" in text:
         return Busy(f"the state {path} is in use by another run")
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith("SQLITE_IOERR") and name not in _DAMAGE:
+        if free_bytes(os.path.dirname(path) or ".")[0] < _TIGHT:
+            return NoSpace(f"the state {path} cannot grow: {text}")
+        return StoreRefused(f"the state {path} cannot be written: {text}", hint="Look into the system's log for errors of its disk.")
     return StateUnusable(f"the state {path} is unusable: {text}")
 
 
 def _segment(row: tuple[Any, ...]) -> CachedSegment:
     inodes, ctimes = array("Q"), array("Q")
-    inodes.frombytes(row[2])
-    ctimes.frombytes(row[3])
+    try:
+        inodes.frombytes(row[2])
+        ctimes.frombytes(row[3])
+    except ValueError as error:
+        raise StateUnusable(f"the state is unusable: {error}") from None
     blob, data = BlobId(row[0].hex()), _unpack(row[1])
     if blob_id(data) != blob:
         raise StateUnusable(f"the state is unusable: segment {blob[:16]} is not what its id says")

@@ -17,7 +17,7 @@ from mailbackup.content.ports import KeyMaker, Sealer
 from mailbackup.content.writer import FinishedPack, PackWriter
 from mailbackup.content.zstd import compress, fitting_level
 from mailbackup.crypto.signing import SigningKey, seal_line
-from mailbackup.errors import ConflictError, MailbackupError
+from mailbackup.errors import ConflictError, MailbackupError, StateUnusable
 from mailbackup.host import stamp, utc_now
 from mailbackup.model import codec
 from mailbackup.model.finding import Finding
@@ -38,7 +38,8 @@ from mailbackup.model.ledger import (
 from mailbackup.model.tree import SMALL_BLOB, Outcome, Root, Snapshot, SourceCount
 from mailbackup.stores.base import Store
 from mailbackup.vault.commit import fix, put_pending, put_same
-from mailbackup.vault.replay import FREEZE_NEXT, TRUST_LINES
+from mailbackup.vault.heal import refuse_dead
+from mailbackup.vault.replay import FREEZE_NEXT, HEAL_NEXT, TRUST_LINES
 from mailbackup.vault.state import State
 from mailbackup.vault.trees import Place
 from mailbackup.vault.units import LaneKind, Unit
@@ -201,11 +202,13 @@ class VaultWriter:
         sealed = self._seal_snapshot(seq, when, draft)
         row = ObjectRow(key=snapshot_key(seq, digest(sealed)), sha256=digest(sealed), size=len(sealed), epoch=self._epoch.epoch)
         stops = self._stops() if draft.outcome != "incomplete" else ()
+        refuse_dead(self._state)
         self._state.set_sources(draft.sources)
         messages = sum(source.messages for source in draft.sources if source.kind == "mail")
         self._state.add_snapshot(seq, when, messages, sum(source.bytes for source in draft.sources), draft.outcome)
         freeze = self._state.get(FREEZE_NEXT) or draft.freeze
         self._state.put(FREEZE_NEXT, None)
+        self._state.put(HEAL_NEXT, None)
         entry = LedgerEntryDraft(type="snapshot", packs=packs, snapshot=row, outcome=draft.outcome, freeze=freeze, stops=stops, time=when)
         self._put_entry(entry, [(row.key, sealed)])
         return seq, draft.outcome
@@ -249,7 +252,7 @@ class VaultWriter:
                 self._in_flight.pop(piece.blob, None)
         missing = self._state.change_refs(self._changes)
         if missing:
-            raise MailbackupError(f"{len(missing)} blocks are referred to but not live, first {missing[0]}; nothing was committed")
+            raise StateUnusable(f"the state is unusable: it refers to {len(missing)} blocks that are not live, first {missing[0]}")
         self._changes.clear()
         return tuple(_row(pack, self._epoch.epoch) for pack in finished)
 

@@ -1,7 +1,7 @@
 """Measure mailbackup against its peers on a made-up store. See README.md beside this file.
 
-    python -m tests.bench.run [--quick] [--tools borg,restic,mailbackup,floor] [--scenario office|small600k|spamassassin]
-                              [--repeat 3] [--out FILE] [--keep]
+python -m tests.bench.run [--quick] [--tools borg,restic,mailbackup,floor] [--scenario office|small600k|spamassassin]
+                          [--repeat 3] [--out FILE] [--keep]
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class Bench:
     with_floor: bool
     results: report.Results = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    loads: list[float] = field(default_factory=list)
 
     @property
     def store(self) -> Path:
@@ -83,6 +84,7 @@ class Bench:
                 getattr(self, step)(number)
         if "restore_one" in self.scenario.steps:
             self.fetched()
+        self.notes.append(f"load average after the measured commands: {min(self.loads):.1f} to {max(self.loads):.1f}")
 
     def first(self, number: int) -> None:
         for tool in list(self.tools):
@@ -178,6 +180,7 @@ class Bench:
 
     def measured(self, name: str, verb: str, command: Command) -> Measured:
         done = measure.run(command, self.scratch)
+        self.loads.append(os.getloadavg()[0])
         self.results.setdefault(name, {}).setdefault(verb, []).append(done.record())
         memory = f"{report.mib(done.rss)} / {report.mib(done.tree_rss)}"
         say(f"{name:12} {verb:12} {done.seconds:9.2f} s   cpu {done.cpu_seconds:9.2f} s   memory {memory}")

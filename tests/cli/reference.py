@@ -33,7 +33,8 @@ more may be added, and the version in the name of a schema rises when one change
 CLI_HEAD = """\
 # Commands
 
-Global options may stand before or after the command.
+Global options may stand before or after the command. `mailbackup --install-completion` sets up completion for the current shell,
+`mailbackup --show-completion` prints the script that does it.
 
 """
 
@@ -65,7 +66,7 @@ def options_of(command: Any) -> list[str]:
     """A line per argument and option that is shown in the help."""
     rows = []
     for param in command.params:
-        if getattr(param, "hidden", False):
+        if getattr(param, "hidden", False) or "completion" in param.name:
             continue
         takes = f" {param.metavar}" if param.metavar and param.param_type_name == "option" else ""
         name = ", ".join(param.opts) if param.param_type_name == "option" else param.metavar

@@ -179,6 +179,7 @@ def test_state_and_kit(saved: Server):
     assert len(answer["mailboxes"]) == 4
 
 
+@pytest.mark.case("46")
 def test_a_kit_with_a_passphrase(server: Server, monkeypatch: pytest.MonkeyPatch):
     (server.folder / "pass").write_text("open sesame\n")
     monkeypatch.setenv("MAILBACKUP_PASSPHRASE_FILE", str(server.folder / "pass"))
@@ -193,6 +194,7 @@ def test_a_kit_with_a_passphrase(server: Server, monkeypatch: pytest.MonkeyPatch
     assert server.read("ls", status=7)["error"]["code"] == "MB-K005"
 
 
+@pytest.mark.case("44")
 def test_refusals(saved: Server):
     before = (saved.folder / "kit.txt").read_bytes()
     assert saved.init(status=2)["error"]["code"] == "MB-U005"
@@ -212,6 +214,22 @@ def test_nothing_private_is_printed(saved: Server):
         done = saved.text(*args)
         assert secret not in done.text + done.err
     assert secret not in (saved.folder / "c.toml").read_text()
+
+
+@pytest.mark.case("47")
+def test_names_that_are_not_utf_8(server: Server):
+    """They are shown with escapes, and a message and a file in such a place come back under their own names."""
+    odd = os.fsdecode(b"caf\xe9\n")
+    shutil.copytree(server.mailbox("bob@example.org"), server.folder / "mail" / "example.org" / odd / "Maildir")
+    (server.folder / "etc" / odd).write_text("odd\n")
+    server.init()
+    server.run("backup")
+    [line] = [line for line in server.read("ls")["mailboxes"] if "caf" in line["address"]]
+    assert line["address"] == "caf\\xe9\n@example.org"
+    assert "caf\\xe9 " in server.text("ls", "--identity", str(server.folder / "kit.txt")).text
+    server.read("restore", "files", str(server.folder / "etc"), "--to", str(server.folder / "out"))
+    assert next((server.folder / "out").rglob("caf*")).name == odd
+    assert server.run("verify")["outcome"] == "clean"
 
 
 def test_default_host_and_domain(tmp_path: Path, cli: Cli):

@@ -26,6 +26,7 @@ def _raise(error: BaseException):
     return function
 
 
+@pytest.mark.case("45")
 @pytest.mark.parametrize("kind", tree(), ids=lambda kind: kind.__name__)
 def test_every_error_has_its_status_and_its_texts(kind: type[MailbackupError], cli: Cli, config_file: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(app, "backup", _raise(kind("store local: it is not there")))
@@ -103,6 +104,7 @@ USAGE = [
 ]
 
 
+@pytest.mark.case("45")
 @pytest.mark.parametrize(("args", "command", "message"), USAGE, ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
 def test_usage_errors(args: tuple[str, ...], command: str, message: str, cli: Cli, config_file: str):
     given = (*args, "--config", config_file) if args[:1] == ("verify",) else args

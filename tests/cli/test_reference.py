@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -61,6 +64,25 @@ def test_examples_can_be_parsed(words: tuple[str, ...], command: object):
     name, *args = shlex.split(example(command).partition(" > ")[0])
     assert (name, tuple(args[: len(words)])) == ("mailbackup", words)
     assert command.make_context("mailbackup", args[len(words) :], obj=Settings()) is not None
+
+
+@pytest.mark.case("48")
+def test_completion(tmp_path):
+    """The script for bash loads, and completes commands and options."""
+    program_dir = os.path.dirname(sys.executable)
+    script = tmp_path / "test.sh"
+    script.write_text("""
+        eval "$(_MAILBACKUP_COMPLETE=source_bash mailbackup)" || exit 1
+        complete -p mailbackup >/dev/null || exit 2
+        for line in "mailbackup restore " "mailbackup ba" "mailbackup backup --re"; do
+            COMP_WORDS=($line); [ "${line% }" = "$line" ] || COMP_WORDS+=(""); COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+            _mailbackup_completion mailbackup
+            echo "${COMPREPLY[@]}"
+        done
+    """)
+    environment = os.environ | {"PATH": f"{program_dir}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout.splitlines(), done.stderr) == (["mailbox files", "backup", "--rescan"], "")
 
 
 def test_every_option_has_words():
