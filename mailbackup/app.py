@@ -185,6 +185,10 @@ def _backup(context: Context, findings: list[Finding], *, rescan: bool, accept_s
         store = stack.enter_context(_opened(context, only=True))
         check_vault_info(store, anchors)
         state = stack.enter_context(contextlib.closing(State(context.state_path, anchors.vault)))
+        anchors = context.anchors  # anew: a state that was damaged, and is moved aside by now, pins nothing
+        if state.moved_aside is not None:
+            found = Finding(FindingKind.STATE_NEW, context.state_path, f"the state was damaged; it was moved to {state.moved_aside}")
+            findings = [*findings, found]
         keys = WriterKeys(_writer_key(context), anchors, tuple(r.key for r in config.recipients), AgeKeyMaker([r.key for r in config.recipients]))
         findings = findings + start(store, state, anchors, keys.signer.public)
         epoch = ensure_epoch(store, state, keys)

@@ -13,7 +13,7 @@ from mailbackup.model.tree import BlockRow, DirectoryRoot, MailboxTree, Root, Se
 from mailbackup.stores.base import Store
 from mailbackup.vault.heal import FILES, recount
 from mailbackup.vault.reader import VaultReader
-from mailbackup.vault.replay import FREEZE_NEXT, start
+from mailbackup.vault.replay import FREEZE_NEXT, STATE_IS_NEW, start
 from mailbackup.vault.state import CachedSegment, CachedUnit, State
 from mailbackup.vault.trees import RefTable, resolve
 
@@ -42,7 +42,8 @@ def rebuild(store: Store, state: State, reader: VaultReader, writer: PublicKey, 
         _directory(state, reader, snapshot, directory)
     recount(state)
     state.set_sources(snapshot.sources)
-    state.put(FREEZE_NEXT, None)  # the trees are known again: nothing has to be taken on trust
+    for key in (FREEZE_NEXT, STATE_IS_NEW):  # the trees are known again: nothing has to be taken on trust
+        state.put(key, None)
     state.commit()
     return link.seq, boxes, messages
 

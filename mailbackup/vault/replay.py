@@ -28,8 +28,11 @@ from mailbackup.vault.heal import heal, recount
 from mailbackup.vault.state import State
 
 TRUST_LINES = "trust_lines"
+STATE_IS_NEW = "state_is_new"  # made since the last complete snapshot: nothing tells whether a source lost something
 FREEZE_NEXT = "freeze_next"  # the reason why the next snapshot freezes pruning
 HEAL_NEXT = "heal_next"  # lost packs that the next snapshot has to name
+
+_NO_STATE = "there was no state for this vault; everything is sent once more, and pruning waits for a human"
 
 
 def start(store: Store, state: State, anchors: Anchors, writer: PublicKey) -> list[Finding]:
@@ -45,6 +48,8 @@ def start(store: Store, state: State, anchors: Anchors, writer: PublicKey) -> li
     try:
         findings = (_rewind if rewound else _follow)(store, state, anchors, writer)
         findings += _forget_lost(store, state, anchors, changed=bool(findings))
+        if state.get(STATE_IS_NEW):
+            findings.append(Finding(FindingKind.STATE_NEW, "state", _NO_STATE))
     except BaseException:
         state.rollback()
         raise
@@ -54,14 +59,15 @@ def start(store: Store, state: State, anchors: Anchors, writer: PublicKey) -> li
 
 def _rewind(store: Store, state: State, anchors: Anchors, writer: PublicKey) -> list[Finding]:
     """The state already counts on an entry that never came to be: its live set is read from the ledger anew. The trees stay."""
-    pinned, freeze = state.head, state.get(FREEZE_NEXT)
+    pinned, kept = state.head, {key: state.get(key) for key in (FREEZE_NEXT, STATE_IS_NEW)}
     state.set_pending([])
     for table in ("blob", "block", "pack", "snapshot"):
         state.execute(f"DELETE FROM {table}")  # noqa: S608 - names from this line
     state.execute("DELETE FROM meta WHERE key IN ('head_seq', 'head_hash', ?)", (TRUST_LINES,))
     _follow(store, state, Anchors(vault=anchors.vault, admin=anchors.admin, head=pinned), writer)
     recount(state)
-    state.put(FREEZE_NEXT, freeze)
+    for key, value in kept.items():
+        state.put(key, value)
     return [_behind(0 if pinned is None else pinned[0], state)]
 
 
@@ -105,11 +111,8 @@ def _from_scratch(store: Store, state: State, anchors: Anchors, writer: PublicKe
     if not state.snapshot_counts() and not first:
         return []
     state.put(FREEZE_NEXT, "the first snapshot after the state was lost")
-    return [
-        Finding(
-            FindingKind.STATE_NEW, "state", "there was no state for this vault; everything is sent once more, and pruning waits for a human"
-        )
-    ]
+    state.put(STATE_IS_NEW, 1)
+    return []
 
 
 def _from_page(store: Store, state: State, anchors: Anchors, writer: PublicKey, first: int) -> tuple[int, Digest]:

@@ -39,7 +39,7 @@ from mailbackup.model.tree import SMALL_BLOB, Outcome, Root, Snapshot, SourceCou
 from mailbackup.stores.base import Store
 from mailbackup.vault.commit import fix, put_pending, put_same
 from mailbackup.vault.heal import refuse_dead
-from mailbackup.vault.replay import FREEZE_NEXT, HEAL_NEXT, TRUST_LINES
+from mailbackup.vault.replay import FREEZE_NEXT, HEAL_NEXT, STATE_IS_NEW, TRUST_LINES
 from mailbackup.vault.state import State
 from mailbackup.vault.trees import Place
 from mailbackup.vault.units import LaneKind, Unit
@@ -201,7 +201,10 @@ class VaultWriter:
         when = stamp(utc_now())
         sealed = self._seal_snapshot(seq, when, draft)
         row = ObjectRow(key=snapshot_key(seq, digest(sealed)), sha256=digest(sealed), size=len(sealed), epoch=self._epoch.epoch)
-        stops = self._stops() if draft.outcome != "incomplete" else ()
+        stops: BlockList = ()
+        if draft.outcome != "incomplete":
+            stops = self._stops()
+            self._state.put(STATE_IS_NEW, None)
         refuse_dead(self._state)
         self._state.set_sources(draft.sources)
         messages = sum(source.messages for source in draft.sources if source.kind == "mail")

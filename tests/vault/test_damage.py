@@ -16,16 +16,15 @@ from mailbackup import config
 from mailbackup.cli.program import main
 from mailbackup.config import Recipient
 from mailbackup.crypto.age import generate_identity
-from mailbackup.errors import AnchorMismatch, DamageError, ObjectDamaged, StoreUnavailable
+from mailbackup.errors import AnchorMismatch, DamageError, StoreUnavailable
 from mailbackup.model.finding import FindingKind
-from mailbackup.model.ids import ObjectKey, blob_id
+from mailbackup.model.ids import ObjectKey
 from mailbackup.model.results import VerifyResult
-from mailbackup.model.tree import BlobRef
 from mailbackup.stores.base import Store
 from mailbackup.testing.faults import FailOnce, flip_bit, grow, remove, swap, truncate
 from mailbackup.testing.wrapper import Wrapper
 from mailbackup.vault import writer as vault_writer
-from tests.craft import Craft, put_raw, reading
+from tests.craft import put_raw, reading
 from tests.world import ALICE, World, messages_in, tree_of
 
 BOB = "bob@example.org"
@@ -227,7 +226,7 @@ def test_damage_is_found_named_and_never_restored(saved: Saved, name: str, damag
 
 def assert_right_extent(key: str, damage: str, lost: set[int], result: VerifyResult) -> None:
     """What is lost is what must be, and verify says which snapshots are concerned."""
-    kind, everything = key.split("/")[0], {2, 3, 4}
+    kind, everything = key.split("/", maxsplit=1)[0], {2, 3, 4}
     if kind == "packs":
         assert lost <= reported_snapshots(result)
         if result.findings[0].kind is FindingKind.OBJECT_MISSING or result.findings[0].detail.startswith("blocks "):
