@@ -140,14 +140,14 @@ def init(options: InitOptions) -> InitResult:
         admin=admin.public, writer=writer.public, stores=tuple((store.name, store.url) for store in config.stores), head=made.head,
         files=dict(made.files),
     )  # fmt: skip
-    with ExitStack() as undo:
-        for store_config in config.stores:
-            store = undo.enter_context(contextlib.closing(open_store(store_config.url, store_config.name, create=True)))
+    with ExitStack() as stack, ExitStack() as undo:
+        stores = [stack.enter_context(contextlib.closing(open_store(s.url, s.name, create=True))) for s in config.stores]
+        for store in stores:
             check_empty(store)
         _write_new(undo, options.kit_out, recovery.render(kit, options.passphrase).encode())
         _write_new(undo, key_path, f"{writer.seed_hex}\n".encode())
-        for store_config in config.stores:
-            put_vault(open_store(store_config.url, store_config.name), made)
+        for store in stores:
+            put_vault(store, made)
         _write_new(undo, options.config_path, configuration.render(config).encode())
         undo.pop_all()
     return InitResult(config=options.config_path, recipient=identity.recipient, signer=writer.public, vault=vault, kit=options.kit_out)
@@ -363,6 +363,8 @@ def restore_mailbox(
             for _ in plan_mailbox(reader, tree, planner, folder=folder):
                 context.on_event(Phase("reading the listing"))
             return _executed(context, reader, store, planner, to, snapshot.seq, began, overwrite=overwrite, dry_run=dry_run)
+        if not dry_run:
+            Target(to).prepare()  # also when there is no mailbox: what was asked for exists then, empty
         results = [
             restore_mailbox(
                 context, line.key, to=os.path.join(to, _folder_of(line)), folder=folder, at=str(snapshot.seq), overwrite=overwrite, dry_run=dry_run

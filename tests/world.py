@@ -127,7 +127,8 @@ class World:
 
     def objects(self) -> list[str]:
         """Keys of all objects in the vault."""
-        return [key for key, _ in self.store().list("")]
+        with contextlib.closing(self.store()) as store:
+            return [key for key, _ in store.list("")]
 
     def lose_state(self) -> None:
         """As if /var/lib/mailbackup had been cleared."""

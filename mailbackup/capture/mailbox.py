@@ -115,10 +115,12 @@ class MailboxCapture:
         self.totals.new_messages = self._folders.new_messages
 
     def _listed(self, path: bytes) -> list[bytes] | None:
-        """What in `new` and `cur` is no message: the scan has listed them (an untouched folder holds nothing else)."""
+        """What in `new` and `cur` is no message: the scan has listed them (an untouched folder holds nothing else, of a stale one the last run knows)."""
         folder, _, last = path.rpartition(b"/")
         if last not in (b"new", b"cur") or folder not in self._work:
             return None
+        if self._work[folder].stale:
+            return [name for name in (old[len(path) + 1 :] for old in self._old_files.below(path)) if b"/" not in name]
         return [name[4:] for name in self._work[folder].scan.others if name[:3] == last]
 
     def _skip_file(self, path: bytes, name: bytes, is_directory: bool) -> bool:

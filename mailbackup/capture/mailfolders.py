@@ -252,7 +252,8 @@ class MailFolders:
         slips through only if it moves in the direction of the listing.
         """
         listed = [work for work in works if self._list_again(work)]
-        return any([self._read_news(work) for work in listed])
+        found = [self._read_news(work) for work in listed]  # all of them, also when the first has some
+        return any(found)
 
     def _missing(self) -> list[bytes]:
         """Messages that were seen in some folder, were not there when they were to be read, and were not captured elsewhere."""
@@ -363,7 +364,7 @@ def folders(root: bytes) -> tuple[list[bytes], dict[bytes, str]]:
         folder = pending.pop()
         try:
             with os.scandir(root + b"/" + folder if folder else root) as entries:
-                below = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False) or entry.name in MESSAGE_DIRECTORIES]
+                below = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False) or _linked(entry)]
         except FileNotFoundError:
             if not folder:
                 raise Unreadable("is not there") from None
@@ -382,3 +383,8 @@ def folders(root: bytes) -> tuple[list[bytes], dict[bytes, str]]:
             if name not in (b"cur", b"new", b"tmp") and (left_out_inside(name) is None or os.path.isdir(root + b"/" + path + name + b"/cur"))
         ]
     return sorted(found), failed
+
+
+def _linked(entry: os.DirEntry[bytes]) -> bool:
+    """Whether this is a `cur` or `new` that leads elsewhere: it is not followed, and reading the folder says so."""
+    return entry.name in MESSAGE_DIRECTORIES and entry.is_symlink() and os.path.isdir(entry.path)

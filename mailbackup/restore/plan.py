@@ -74,7 +74,7 @@ class Planner:
             path = self._free(path)
         self._seen.add(path)
         step = Step(path, found.entry, found.owner, found.refs, found.flag is not None)
-        if found.entry.type == "d" or found.entry.type == "m":
+        if found.entry.type in ("d", "m"):
             self.plan.directories.append(step)
         else:
             self._place(step)
