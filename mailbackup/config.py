@@ -253,6 +253,8 @@ def _store_problems(config: Config) -> Iterator[_Problem]:
             if _inside(path, source):
                 problem = f"{path} lies inside the source {source}: the vault would save itself"
                 yield f"store[{n}].url", problem, "Choose a place outside of all sources."
+    if len(config.stores) > 1:  # said here, so that it is not the nightly run that finds it
+        yield "store", "several [[store]] sections are not supported by this version yet", "Keep one of them."
 
 
 def _inside(path: str, directory: str) -> bool:

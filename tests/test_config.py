@@ -53,10 +53,7 @@ def test_defaults():
 
 
 FULL = made(
-    stores=(
-        StoreConfig(name="a", url="file:///mnt/a%20b", reserve=0),
-        StoreConfig(name='q"\\\x7f\t', url="file:///mnt/b", reserve=1 << 40),
-    ),
+    stores=(StoreConfig(name='q"\\\x7f\t', url="file:///mnt/a%20b", reserve=1 << 40),),
     mail=(
         MailConfig(name="one", path="/srv/{user}", domain="example.org"),
         MailConfig(name="zwei – ü", path="/var/vmail/{domain}/{user}/Maildir"),
@@ -153,6 +150,11 @@ BAD = [
         GOOD + '[[mail]]\npath = "/srv/vmail/{user}"',
         "x: mail[1].name: two sources are called 'vmail'",
         "Give each source a name of its own with name = …",
+    ),
+    (
+        GOOD + '[[store]]\nname = "far"\nurl = "file:///mnt"',
+        "x: store: several [[store]] sections are not supported by this version yet",
+        None,
     ),
     (GOOD + '[[store]]\nname = "cellar"\nurl = "file:///mnt"', "x: store[1].name: two stores are called 'cellar'", None),
     (edit("file:///var/backups/mailbackup", "/var/backups"), "x: store[0].url: '/var/backups': expected file:///absolute/path", None),
@@ -262,12 +264,12 @@ def test_compose_names_and_checks():
         trust=TRUST,
         mail=("/var/vmail/{user}", "/srv/vmail/{user}", "/home/{user}/Maildir"),
         directories=("/etc",),
-        stores=("file:///mnt/a", "file:///mnt/b"),
+        stores=("file:///mnt/a",),
         domain="example.org",
     )
     assert [mail.name for mail in given.mail] == ["vmail", "vmail-2", "home"]
     assert {mail.domain for mail in given.mail} == {"example.org"}
-    assert [store.name for store in given.stores] == ["local", "store2"]
+    assert [store.name for store in given.stores] == ["local"]
     with pytest.raises(UsageError, match="lies inside the source /etc") as caught:
         compose(host="mx1", recipient=KEY, trust=TRUST, directories=("/etc",), stores=("file:///etc/vault",))
     assert not isinstance(caught.value, ConfigInvalid)

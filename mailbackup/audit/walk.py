@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from mailbackup.errors import DamageError, MailbackupError, StoreError, WrongIdentity
 from mailbackup.model.events import OnEvent, Phase, Progress
@@ -33,6 +33,17 @@ class Audited:
     reached: set[tuple[str, int]] = field(default_factory=set)  # blocks that the audited trees refer to
 
 
+class _Part(NamedTuple):
+    """A segment that was audited: its entries that are in the snapshot, their bytes, and the blocks that they use. Unreadable: -1 entries."""
+
+    entries: int
+    bytes: int
+    blocks: frozenset[tuple[PackId, int]]
+
+
+_UNREADABLE = _Part(-1, 0, frozenset())
+
+
 class Auditor:
     """Audits snapshots of one vault. What two snapshots share is opened once."""
 
@@ -41,70 +52,91 @@ class Auditor:
         self._registry = registry
         self._on_event = on_event
         self._sample = sample
-        self._checked: set[tuple[str, int, int]] = set()  # blobs by place
-        self._segments: dict[tuple[str, str], tuple[int, frozenset[tuple[PackId, int]]]] = {}  # ids → entries, blocks that they use
+        self._checked: set[BlobRef] = set()
+        self._segments: dict[tuple[str, str], _Part] = {}  # by their ids
+        self._walked = frozenset(registry.snapshots)
         self._seq = 0
         self.result = Audited()
 
     def run(self, links: Iterable[Link]) -> Audited:
-        """Audit the snapshots that these entries name."""
+        """Audit the snapshots that these entries name. Raises WrongIdentity when the identity opens none of them."""
         chosen = list(links)
+        not_ours: list[WrongIdentity] = []
         self._on_event(Phase("opening snapshots", len(chosen), "snapshots"))
         for count, link in enumerate(chosen, 1):
             self._seq = link.seq
             try:
-                self._snapshot(self._reader.snapshot(link))
-            except (DamageError, WrongIdentity) as error:
+                snapshot = self._reader.snapshot(link)
+            except WrongIdentity as error:
+                not_ours.append(error)
+                self._find(FindingKind.UNREADABLE, f"snapshot {link.seq}", error)
+            except DamageError as error:
                 self._find(FindingKind.OBJECT_DAMAGED, f"snapshot {link.seq}", error)
+            else:
+                self._guarded(snapshot)
             self._on_event(Progress(count, self.result.bytes, f"snapshot {link.seq}"))
+        if not_ours and len(not_ours) == len(chosen):
+            raise not_ours[0]  # says nothing about the vault
         if self.result.left_out:
             detail = f"{self.result.left_out} further findings are not listed"
             self.result.findings.append(Finding(FindingKind.BLOB_MISMATCH, "more", detail))
         return self.result
 
+    def _guarded(self, snapshot: Snapshot) -> None:
+        try:
+            self._snapshot(snapshot)
+        except (DamageError, WrongIdentity) as error:
+            self._find(FindingKind.RECORD_INVALID, f"snapshot {snapshot.seq}", error)
+
     def _snapshot(self, snapshot: Snapshot) -> None:
         root = snapshot.root
         for row in root.mailboxes:
             self._live(root.blocks, [row.ref], "mailbox table")
-        messages = 0
+        mailboxes, messages, size = 0, 0, 0
         for mailbox, ref in self._guard(self._reader.mailboxes(snapshot), "mailbox table"):
+            mailboxes, messages, size = mailboxes + 1, messages + mailbox.messages, size + mailbox.bytes
             self._live_refs([ref], mailbox.address)
-            messages += mailbox.messages
             try:
                 tree = self._reader.record(ref, MailboxTree, f"tree of {mailbox.address}")
             except (DamageError, WrongIdentity) as error:
                 self._find(FindingKind.RECORD_INVALID, mailbox.address, error)
                 continue
-            found = self._mailbox(tree)
-            if found != mailbox.messages:
-                self._find(FindingKind.COUNT_MISMATCH, mailbox.address, f"{found} messages, its row says {mailbox.messages}")
-        expected = sum(source.messages for source in snapshot.sources if source.kind == "mail")
-        if messages != expected:
-            self._find(FindingKind.COUNT_MISMATCH, f"snapshot {snapshot.seq}", f"{messages} messages in the table, {expected} in its sources")
+            self._compare(mailbox.address, self._mailbox(tree), (mailbox.messages, mailbox.bytes))
+        sources = [source for source in snapshot.sources if source.kind == "mail"]
+        self._compare(
+            f"snapshot {snapshot.seq}", (mailboxes, messages, size),
+            (sum(s.mailboxes for s in sources), sum(s.messages for s in sources), sum(s.bytes for s in sources)),
+        )  # fmt: skip
         for directory in root.directories:
-            for segment in directory.segments:
-                self._segment(root.blocks, segment.ref, None, show(from_name(directory.path)))
+            path = show(from_name(directory.path))
+            parts = [self._segment(root.blocks, row.ref, None, path, row.count) for row in directory.segments]
+            if _UNREADABLE not in parts:
+                self._compare(path, (sum(part.bytes for part in parts),), (directory.bytes,))
 
-    def _mailbox(self, tree: MailboxTree) -> int:
+    def _mailbox(self, tree: MailboxTree) -> tuple[int, int]:
+        """Messages and bytes as its folders say; that they say what is there is checked here."""
         for row in tree.files:
-            self._segment(tree.blocks, row.ref, None, tree.address)
-        count = 0
+            self._segment(tree.blocks, row.ref, None, tree.address, row.count)
         for folder in tree.folders:
-            found = sum(self._segment(tree.blocks, pair.facts, pair.flags, f"{tree.address}/{folder.name}") for pair in folder.segments)
-            if found != folder.messages:
-                self._find(FindingKind.COUNT_MISMATCH, f"{tree.address}/{folder.name}", f"{found} messages, its row says {folder.messages}")
-            count += folder.messages
-        return count
+            name = f"{tree.address}/{show(from_name(folder.name))}"
+            parts = [self._segment(tree.blocks, pair.facts, pair.flags, name, pair.count) for pair in folder.segments]
+            if _UNREADABLE not in parts:
+                self._compare(name, (sum(part.entries for part in parts), sum(part.bytes for part in parts)), (folder.messages, folder.bytes))
+        return sum(folder.messages for folder in tree.folders), sum(folder.bytes for folder in tree.folders)
 
-    def _segment(self, blocks: tuple[BlockRow, ...], ref: Ref, flags_ref: Ref | None, what: str) -> int:
-        """Check a segment and everything it refers to. Returns how many entries are in the snapshot."""
+    def _compare(self, subject: str, found: tuple[int, ...], said: tuple[int, ...]) -> None:
+        if found != said:
+            self._find(FindingKind.COUNT_MISMATCH, subject, f"holds {', '.join(map(str, found))}; its row says {', '.join(map(str, said))}")
+
+    def _segment(self, blocks: tuple[BlockRow, ...], ref: Ref, flags_ref: Ref | None, what: str, count: int) -> _Part:
+        """Check a segment, which should have `count` entries, and everything it refers to."""
         refs = [ref] if flags_ref is None else [ref, flags_ref]
         self._live(blocks, refs, what)
         name = (ref.blob, "" if flags_ref is None else flags_ref.blob)
         known = self._segments.get(name)
         if known is not None:
-            self._live_blocks(known[1], what)
-            return known[0]
+            self._live_blocks(known.blocks, what)
+            return known
         try:
             segment = decode_segment(self._blob(resolve(blocks, ref)), what, "files" if flags_ref is None else "facts")
             flags = None
@@ -112,20 +144,23 @@ class Auditor:
                 flags = decode_flags(self._blob(resolve(blocks, flags_ref)), len(segment.entries), what)
         except (DamageError, WrongIdentity) as error:
             self._find(FindingKind.RECORD_INVALID, what, error)
-            return 0
+            return _UNREADABLE
+        self._compare(f"{what}: a segment", (len(segment.entries),), (count,))
         present = [index for index in range(len(segment.entries)) if flags is None or flags[index] is not None]
-        self._entries(segment, present, what)
-        self._segments[name] = (len(present), frozenset((row.pack, row.number) for row in _used(segment, present)))
-        return len(present)
+        self._entries(segment, present, what, single=flags is not None)
+        size = sum(segment.entries[index].size for index in present)
+        part = self._segments[name] = _Part(len(present), size, frozenset((row.pack, row.number) for row in _used(segment, present)))
+        return part
 
-    def _entries(self, segment: Segment, present: list[int], what: str) -> None:
+    def _entries(self, segment: Segment, present: list[int], what: str, *, single: bool) -> None:
         for index in present:
             entry = segment.entries[index]
             refs = entry.refs if entry.head is None else (*entry.refs, entry.head)
-            subject = f"{what}: {show(from_name(entry.name))}"
+            subject = what
             try:
+                subject = f"{what}: {show(from_name(entry.name))}"
                 owner_of(segment, entry)
-                safe_path(entry.name)
+                safe_path(entry.name, single=single)
                 if entry.type == "f" and entry.size != sum(ref.length for ref in entry.refs):
                     self._find(FindingKind.COUNT_MISMATCH, subject, "its size is not the sum of its blobs")
                 self._live(segment.blocks, refs, subject)
@@ -138,10 +173,9 @@ class Auditor:
     def _content(self, blocks: tuple[BlockRow, ...], refs: tuple[Ref, ...], subject: str) -> None:
         for ref in refs:
             place = resolve(blocks, ref)
-            key = (place.pack, place.number, place.start)
-            if key in self._checked or not self._chosen(place):
+            if place in self._checked or not self._chosen(place):
                 continue
-            self._checked.add(key)
+            self._checked.add(place)
             try:
                 self._blob(place)
             except (DamageError, WrongIdentity) as error:
@@ -169,6 +203,8 @@ class Auditor:
     def _live_blocks(self, blocks: Iterable[tuple[PackId, int]], subject: str) -> None:
         for pack, number in blocks:
             self.result.reached.add((pack, number))
+            if self._seq not in self._walked:
+                continue  # it stands behind a break of the chain, which was reported: what lives there is not known
             life = self._registry.packs.get(pack)
             if life is None or not life.lives(number, self._seq):
                 self._find(FindingKind.NOT_LIVE, subject, f"block {number} of pack {pack} was not live at entry {self._seq}")

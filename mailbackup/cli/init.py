@@ -37,7 +37,7 @@ def init(
     kit_out: Annotated[str, typer.Option("--kit-out", metavar="FILE", help="Where to write the recovery kit.", show_default=False)],
     mail: Annotated[Texts, _option("--mail", "PATTERN", "Path of a mailbox, with {domain} and {user}; may be repeated.")] = None,
     directory: Annotated[Texts, _option("--directory", "DIR", "A directory to save as well; may be repeated.")] = None,
-    store: Annotated[Texts, _option("--store", "URL", "Where backups go: a directory or file:// address; may be repeated.")] = None,
+    store: Annotated[Texts, _option("--store", "URL", "Where backups go: a directory or file:// address.")] = None,
     domain: Annotated[str | None, _option("--domain", "DOMAIN", "Domain of mailboxes whose path has none.")] = None,
     host: Annotated[str | None, _option("--host", "NAME", "Name of this host in snapshots.")] = None,
     no_passphrase: NoPassphrase = False,

@@ -108,7 +108,7 @@ WORDS: dict[type[Record], dict[str, str]] = {
         "writer": "Public key of this host, which signs every snapshot.",
     },
     StoreConfig: {
-        "": "# Where backups go. This section may stand several times; every store gets every snapshot.",
+        "": "# Where backups go.",
         "name": "A short name, for --store.",
         "url": "Its address: file:///absolute/path.",
         "reserve": "Bytes of free space that are never used. The default is 5 % of the file system, at most 5 GiB. | 5368709120",

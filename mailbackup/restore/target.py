@@ -241,6 +241,8 @@ class Target:
         try:
             yield
         except OSError as error:
+            if error.errno in (errno.EEXIST, errno.EISDIR):
+                raise WouldOverwrite(f"something else is at {show(self._full(path))}", hint="Move it away and run again.") from None
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise SafetyRefusal(
                     f"{show(self._full(path))}: a symbolic link or file stands where a directory belongs",

@@ -15,6 +15,7 @@ import os
 import sqlite3
 import threading
 import time
+import zlib
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from mailbackup.vault import intact
 VERSION = 1
 FILE_NAME = "state.db"
 
+_ERRORS = (sqlite3.Error, UnicodeDecodeError)  # the second also for damaged text
 _DAMAGE = ("SQLITE_IOERR_READ", "SQLITE_IOERR_SHORT_READ", "SQLITE_IOERR_DATA", "SQLITE_IOERR_CORRUPTFS")
 _TIGHT = 1 << 20  # bytes free below which an I/O error of SQLite, which says no more, means a full disk
 
@@ -94,19 +96,19 @@ class _Rows(sqlite3.Cursor):
     def fetchone(self) -> Any:
         try:
             return super().fetchone()
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             raise translate(error, self.path) from None
 
     def fetchall(self) -> list[Any]:
         try:
             return super().fetchall()
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             raise translate(error, self.path) from None
 
     def __next__(self) -> Any:
         try:
             return super().__next__()
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             raise translate(error, self.path) from None
 
 
@@ -144,7 +146,7 @@ class State:
             return self._prepare(db, vault)
         except BaseException as error:
             db.close()
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, _ERRORS):
                 raise translate(error, self.path) from None
             raise
 
@@ -200,7 +202,7 @@ class State:
                 cursor = self._db.cursor(_Rows)
                 cursor.path = self.path
                 return cursor.execute(sql, tuple(values))
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             raise translate(error, self.path) from None
 
     def execute_many(self, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
@@ -208,7 +210,7 @@ class State:
         try:
             with self.lock:
                 self._db.executemany(sql, rows)
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             raise translate(error, self.path) from None
 
     # -- the pinned head and other single facts
@@ -365,7 +367,7 @@ class State:
             " stale = excluded.stale, dirty = excluded.dirty, tree = excluded.tree, ref = excluded.ref",
             (
                 unit.kind, unit.key, unit.location, unit.address, unit.path, unit.messages, unit.size, unit.stale, unit.dirty,
-                compress(unit.tree, 1), None if unit.ref is None else codec.encode(unit.ref),
+                _pack(unit.tree), None if unit.ref is None else _pack(codec.encode(unit.ref)),
             ),
         )  # fmt: skip
         row = self.execute("SELECT no FROM unit WHERE kind = ? AND key = ?", (unit.kind, unit.key)).fetchone()
@@ -398,8 +400,8 @@ class State:
         self.execute(
             "INSERT OR REPLACE INTO segment (unit, folder, id, data, inodes, ctimes, flags, dirty) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                unit, folder, bytes.fromhex(segment.id), compress(segment.data, 1), segment.inodes.tobytes(), segment.ctimes.tobytes(),
-                compress(segment.flags, 1), segment.dirty,
+                unit, folder, bytes.fromhex(segment.id), _pack(segment.data), segment.inodes.tobytes(), segment.ctimes.tobytes(),
+                _pack(segment.flags), segment.dirty,
             ),
         )  # fmt: skip
 
@@ -407,7 +409,7 @@ class State:
         """A facts segment that stays, with other flags."""
         self.execute(
             "UPDATE segment SET flags = ?, inodes = ?, dirty = 0 WHERE unit = ? AND folder = ? AND id = ?",
-            (compress(flags, 1), inodes.tobytes(), unit, folder, bytes.fromhex(blob)),
+            (_pack(flags), inodes.tobytes(), unit, folder, bytes.fromhex(blob)),
         )
 
     def keep_segments(self, unit: int, folder: bytes, keep: set[BlobId]) -> None:
@@ -473,10 +475,10 @@ def remembered(path: str, vault: VaultId) -> Remembered:
             counts = {row[0]: (row[1], row[2]) for row in db.execute("SELECT seq, messages, bytes FROM snapshot")}
         finally:
             db.close()
-    except sqlite3.Error:
+    except _ERRORS:
         return Remembered()
-    head = (meta["head_seq"], Digest(meta["head_hash"])) if "head_seq" in meta else None
-    return Remembered(head, counts)
+    seq, sha256 = meta.get("head_seq"), meta.get("head_hash")
+    return Remembered((seq, Digest(sha256)) if isinstance(seq, int) and isinstance(sha256, str) else None, counts)
 
 
 def move_aside(path: str) -> str:
@@ -489,7 +491,7 @@ def move_aside(path: str) -> str:
     return aside
 
 
-def translate(error: sqlite3.Error, path: str) -> MailbackupError:
+def translate(error: Exception, path: str) -> MailbackupError:
     """A SQLite error in our words."""
     text = str(error)
     if "full" in text:
@@ -519,12 +521,19 @@ def _segment(row: tuple[Any, ...]) -> CachedSegment:
     return CachedSegment(blob, data, inodes, ctimes, _unpack(row[4]), bool(row[5]))
 
 
+def _pack(data: bytes) -> bytes:
+    return zlib.crc32(data).to_bytes(4, "big") + compress(data, 1)
+
+
 def _unpack(data: bytes) -> bytes:
     try:
-        return decompress(data, RECORD_LIMIT, "state")
+        plain = decompress(memoryview(data)[4:], RECORD_LIMIT, "state")
     except DamageError as error:
         raise StateUnusable(f"the state is unusable: {error}") from None
+    if zlib.crc32(plain).to_bytes(4, "big") != data[:4]:
+        raise StateUnusable("the state is unusable: a record in it is not what it was")
+    return plain
 
 
 def _ref(data: bytes | None) -> BlobRef | None:
-    return None if data is None else BlobRef(*codec.decode(data, list, "state"))
+    return None if data is None else BlobRef(*codec.decode(_unpack(data), list, "state"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import fcntl
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tests.bench import corpus, measure, peers, report
 from tests.bench.measure import Command, Measured
@@ -76,7 +77,7 @@ class Bench:
 
     def run(self) -> None:
         for tool in self.tools:
-            self.results[tool.name] = {"version_text": tool.version()}
+            self.results[tool.name] = {"version_text": tool.version(), "when": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"}
             for _ in range(5):
                 self.measured(tool.name, "version", tool.version_command())
         for step in self.scenario.steps:
@@ -160,12 +161,12 @@ class Bench:
         if not found or not record:
             return
         bytes_fetched = Measured(**record[-1]).json().get("fetched", {}).get("bytes")
-        alone, maildir = Mailbackup(found.argv, self.where / "work" / "alone"), self.median_mailbox()
+        single, maildir = Mailbackup(found.argv, self.where / "work" / "alone"), self.median_mailbox()
         source = self.where / "work" / "alone-mail"
         peers.remake(source)
         shutil.copytree(self.store / maildir, source / maildir)
-        alone.fresh(source)
-        stored = measure.run(alone.first(), self.scratch).json().get("bytes_stored")
+        single.fresh(source)
+        stored = measure.run(single.first(), self.scratch).json().get("bytes_stored")
         if bytes_fetched and stored:
             self.results["mailbackup"]["fetched_ratio"] = bytes_fetched / stored
             say(f"mailbackup fetched {bytes_fetched:,} bytes for a mailbox that alone takes {stored:,}: {bytes_fetched / stored:.3f}x")
@@ -199,7 +200,8 @@ class Bench:
     def save(self) -> None:
         path = self.where / "results" / f"{self.scenario.name}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(self.results))
+        old = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**old, **self.results}))
 
 
 def generated(store: Path, *options: str) -> str:
@@ -244,8 +246,17 @@ def remembered(bench: Bench) -> None:
     old = json.loads(path.read_text())
     if "borg" in old:
         bench.results["borg"] = old["borg"]
-        when = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC)
-        bench.notes.append(f"borg's numbers are from an earlier run ({when:%Y-%m-%d %H:%M} UTC)")
+        bench.notes.append(f"borg's numbers are from an earlier run ({old['borg'].get('when', 'time unknown')})")
+
+
+def alone(where: Path) -> TextIO:
+    """One benchmark at a time in a bench directory: two would share repositories and disturb each other's times."""
+    handle = (where / "lock").open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SystemExit(f"another benchmark runs in {where}; wait, or set MAILBACKUP_BENCH_DIR") from None
+    return handle
 
 
 def parsed() -> argparse.Namespace:
@@ -261,6 +272,7 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     options, where = parsed(), bench_dir()
+    lock = alone(where)
     scenario, repeat = SCENARIOS[options.scenario], options.repeat
     if options.quick:
         repeat = 1
@@ -284,6 +296,7 @@ def main() -> None:
     finally:
         if not options.keep:
             shutil.rmtree(where / "work", ignore_errors=True)
+        lock.close()
     text = report.markdown(scenario.name, facts, bench.results, [name for name in TOOLS if name in bench.results])
     say("\n" + text)
     if options.out:

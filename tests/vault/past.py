@@ -175,7 +175,8 @@ class Past(World):
         shutil.rmtree(out, ignore_errors=True)
         assert self.restore("out/mail", None, at=str(seq)).outcome == "complete"
         assert self.restore_files("out/home", at=str(seq)).outcome == "complete"
-        mail = {address: files_in(f"{out}/mail/{address}") for address in sorted(os.listdir(f"{out}/mail"))}
+        found = sorted(os.listdir(f"{out}/mail")) if os.path.exists(f"{out}/mail") else []
+        mail = {address: files_in(f"{out}/mail/{address}") for address in found}
         return Look(mail, tree_of(f"{out}/home/{self.home}"))
 
     def check_blocks(self) -> None:

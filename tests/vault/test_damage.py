@@ -16,15 +16,17 @@ from mailbackup import config
 from mailbackup.cli.program import main
 from mailbackup.config import Recipient
 from mailbackup.crypto.age import generate_identity
-from mailbackup.errors import AnchorMismatch, DamageError, StoreUnavailable
+from mailbackup.errors import AnchorMismatch, DamageError, ObjectDamaged, StoreUnavailable
 from mailbackup.model.finding import FindingKind
-from mailbackup.model.ids import ObjectKey
+from mailbackup.model.ids import ObjectKey, blob_id
 from mailbackup.model.results import VerifyResult
+from mailbackup.model.tree import BlobRef
 from mailbackup.stores.base import Store
 from mailbackup.testing.faults import FailOnce, flip_bit, grow, remove, swap, truncate
 from mailbackup.testing.wrapper import Wrapper
 from mailbackup.vault import writer as vault_writer
-from tests.craft import put_raw, reading
+from mailbackup.vault.trees import Item
+from tests.craft import Craft, put_raw, reading
 from tests.world import ALICE, World, messages_in, tree_of
 
 BOB = "bob@example.org"
@@ -443,3 +445,144 @@ def test_samples_differ(saved: Saved):
             flip_bit(saved.path(key), 100)
         seen = {finding.subject for _ in range(40) for finding in saved.world.verify(sample=0.01).findings}
     assert seen == set(saved.keys("packs/"))
+
+
+# ---------------------------------------------------------------- what authenticates, and lies
+
+
+def test_what_is_crafted_without_lies_is_clean(tmp_path: Path):
+    """Else the tests below would find something of their own making."""
+    world = World(tmp_path, directories=True)
+    with Craft(world) as craft:
+        message = craft.file(b"1.M1.mx1", refs=[craft.blob(b"Subject: 1\n\n", "headers"), craft.blob(b"body", "bodies")], headers=1)
+        box = craft.mailbox([(message, "c:2,S"), (craft.file(b"2.M2.mx1", b"x"), None)])
+        craft.commit(directories={world.home: [craft.directory(), craft.file(b"a", b"hello")]}, mailboxes=[box])
+    assert world.verify(decrypt=True).findings == ()
+
+
+def lie(tmp_path: Path, make: Callable[[Craft], None]) -> tuple[World, VerifyResult]:
+    """A vault whose newest snapshot lies, and what opening it finds. Without a key nothing is wrong with it."""
+    world = World(tmp_path, directories=True)
+    with Craft(world) as craft:
+        make(craft)
+    assert world.verify().findings == ()
+    return world, world.verify(decrypt=True)
+
+
+def kinds(result: VerifyResult) -> list[tuple[FindingKind, str]]:
+    assert result.outcome == "damaged"
+    return [(finding.kind, finding.subject) for finding in result.findings]
+
+
+def other_id(ref: BlobRef) -> BlobRef:
+    return ref._replace(blob=blob_id(b"what was there before"))
+
+
+@pytest.mark.case("30")
+def test_content_that_is_not_what_its_id_says(tmp_path: Path):
+    def make(craft: Craft) -> None:
+        lying = craft.file(b"2.M2.mx1", refs=[other_id(craft.blob(b"not it"))])
+        craft.commit(mailboxes=[craft.mailbox([(craft.file(b"1.M1.mx1", b"good"), "c:2,"), (lying, "c:2,S")])])
+
+    world, result = lie(tmp_path, make)
+    assert kinds(result) == [(FindingKind.BLOB_MISMATCH, f"{ALICE}/: 2.M2.mx1")]
+    assert result.findings[0].snapshots == (2,)
+    restored = world.restore("out")
+    assert [(finding.kind, finding.subject) for finding in restored.findings] == [(FindingKind.NOT_RESTORED, "cur/2.M2.mx1:2,S")]
+    assert restored.outcome == "incomplete"
+    assert {path: content for path, (content, _) in messages_in(f"{world.root}/out").items()} == {b"cur/1.M1.mx1:2,": b"good"}
+
+
+@pytest.mark.case("30")
+def test_a_second_id_for_the_same_place(tmp_path: Path):
+    """What was opened once under its right id must not be believed under another."""
+
+    def make(craft: Craft) -> None:
+        ref = craft.blob(b"right")
+        craft.commit(directories={"/etc": [craft.file(b"a", refs=[ref]), craft.file(b"b", refs=[other_id(ref)])]})
+
+    assert kinds(lie(tmp_path, make)[1]) == [(FindingKind.BLOB_MISMATCH, "/etc: b")]
+
+
+@pytest.mark.case("30")
+def test_a_tree_that_is_not_what_its_id_says(tmp_path: Path):
+    def make(craft: Craft) -> None:
+        row, ref = craft.mailbox([(craft.file(b"1.M1.mx1", b"good"), "c:2,")])
+        craft.commit(mailboxes=[(row, other_id(ref))])
+
+    world, result = lie(tmp_path, make)
+    assert kinds(result) == [(FindingKind.RECORD_INVALID, ALICE)]
+    with pytest.raises(ObjectDamaged):
+        world.restore("out")
+    assert not os.path.exists(f"{world.root}/out")
+
+
+COUNTS: dict[str, Callable[[Craft], dict[str, object]]] = {
+    "folder": lambda craft: {"mailboxes": [craft.mailbox(two(craft), count=3)]},
+    "mailbox": lambda craft: {"mailboxes": [craft.mailbox(two(craft), row_count=1)]},
+    "source": lambda craft: {"mailboxes": [craft.mailbox(two(craft))], "source_count": 9},
+    "size": lambda craft: {"directories": {"/etc": [craft.file(b"a", b"12345", size=4)]}},
+}
+
+
+def two(craft: Craft) -> list[tuple[Item, str]]:
+    return [(craft.file(b"1.M1.mx1", b"one"), "c:2,"), (craft.file(b"2.M2.mx1", b"two"), "n")]
+
+
+@pytest.mark.parametrize("which", COUNTS)
+def test_counts_that_lie(tmp_path: Path, which: str):
+    _, result = lie(tmp_path, lambda craft: craft.commit(**COUNTS[which](craft)))
+    assert {kind for kind, _ in kinds(result)} == {FindingKind.COUNT_MISMATCH}
+
+
+@pytest.mark.parametrize("flags", [["c:2,"], ["c:2,", "n", "n"], []])
+def test_flags_of_another_length(tmp_path: Path, flags: list[str]):
+    world, result = lie(tmp_path, lambda craft: craft.commit(mailboxes=[craft.mailbox(two(craft), flags=flags)]))
+    assert kinds(result) == [(FindingKind.RECORD_INVALID, f"{ALICE}/")]
+    assert f"{len(flags)} flags for 2 messages" in result.findings[0].detail
+    with pytest.raises(DamageError):
+        world.restore("out")
+
+
+def test_refs_to_blocks_that_were_stopped(tmp_path: Path):
+    """Prune could take them away at any time."""
+    world = World(tmp_path, directories=True)
+    with Craft(world) as craft:
+        ref = craft.blob(b"dropped by the second snapshot")
+        craft.commit(directories={"/etc": [craft.file(b"a", refs=[ref])]})
+    with Craft(world) as craft:
+        craft.writer.count([ref], -1)
+        craft.commit(directories={"/etc": [craft.file(b"b", b"instead")]})
+    assert world.verify(decrypt=True).findings == ()
+    with Craft(world) as craft:
+        craft.commit(directories={"/etc": [craft.file(b"c", refs=[ref])]})
+    result = world.verify(decrypt=True)
+    assert kinds(result) == [(FindingKind.NOT_LIVE, "/etc: c")]
+    assert result.findings[0].snapshots == (4,)
+
+
+def test_refs_to_a_pack_that_was_never_registered(tmp_path: Path):
+    def make(craft: Craft) -> None:
+        ref = craft.blob(b"x")
+        craft.commit(directories={"/etc": [craft.file(b"a", refs=[ref._replace(pack="ab" * 16)])]})
+
+    found = kinds(lie(tmp_path, make)[1])
+    assert set(found) == {(FindingKind.NOT_LIVE, "/etc: a"), (FindingKind.BLOB_MISMATCH, "/etc: a")}
+
+
+@pytest.mark.case("28")
+def test_many_files_that_share_a_lost_pack(tmp_path: Path):
+    """The list of findings is cut, the outcome is not."""
+    world = World(tmp_path, directories=True)
+    with Craft(world) as craft:
+        refs = craft.blobs(b"%d" % number for number in range(1_100))
+        craft.commit(directories={"/etc": [craft.file(b"a%04d" % number, refs=[ref]) for number, ref in enumerate(refs)]})
+    with Craft(world) as craft:
+        craft.commit(directories={"/etc": [craft.file(b"b%04d" % number, refs=[ref]) for number, ref in enumerate(refs)]})
+    remove(f"{world.vault}/packs/{refs[0].pack[:2]}/{refs[0].pack}")
+    result = world.verify(decrypt=True)
+    assert result.outcome == "damaged"
+    assert 1_000 < len(result.findings) < 1_010
+    assert result.findings[-1].detail == "101 further findings are not listed"
+    assert result.findings[0].kind is FindingKind.OBJECT_MISSING
+    assert result.findings[0].snapshots == (2, 3)

@@ -1,5 +1,6 @@
 """What the store lost is sent again by the next run, as far as the source still has it, and the run says so."""
 
+import contextlib
 import os
 
 import pytest
@@ -85,7 +86,8 @@ def damage_act(world: Past, *packs: str) -> None:
     act = Act(
         format=1, vault=anchors.vault, chain="c" * 32, seq=1, prev=None, type="damage", time="2026-11-24T02:30:00Z", signer=admin.public, packs=rows
     )  # fmt: skip
-    world.store().put(act_key(1), seal_line(codec.encode(act), admin))
+    with contextlib.closing(world.store()) as store:
+        store.put(act_key(1), seal_line(codec.encode(act), admin))
 
 
 @pytest.mark.parametrize("kind", ["truncated", "replaced", "named by an act"])

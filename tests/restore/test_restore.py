@@ -1,0 +1,508 @@
+"""Restores: nothing leaves the target, nothing is overwritten, what was interrupted goes on, and only what is needed is read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mailbackup import app
+from mailbackup.errors import DamageError, NotFound, SafetyRefusal, StoreUnavailable, UnsafeName, WouldOverwrite
+from mailbackup.model.finding import FindingKind
+from mailbackup.model.ids import ObjectKey
+from mailbackup.model.results import RestoreResult
+from mailbackup.restore.target import Target
+from mailbackup.testing.mounts import unprivileged
+from mailbackup.testing.wrapper import Wrapper
+from tests.craft import Craft
+from tests.world import ALICE, World, bases_in, messages_in, tree_of
+
+BOB, CAROL = "bob@example.org", "carol@example.org"
+BODY = b"Subject: x\n\n" + b"words\n" * 10
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path, directories=True)
+
+
+def fill(world: World, address: str = ALICE, count: int = 4, size: int = 500) -> None:
+    """Messages of their own content in INBOX and in a folder."""
+    for number in range(count):
+        words = hashlib.shake_256(f"{address} {number}".encode()).hexdigest(size // 2).encode()
+        folder = ".Archive" if number % 2 else ""
+        world.deliver(f"{number}.m:2,S", b"Subject: %d\n\n%b\n" % (number, words), address, folder=folder)
+    Path(world.maildir(address), "dovecot-uidlist").write_text("3 V1 N9\n")
+
+
+@pytest.fixture
+def saved(world: World) -> World:
+    """A backup of one mailbox and one directory."""
+    fill(world)
+    for name, content in (("a", "first"), ("deep/er/b", "second"), ("c", "third")):
+        path = Path(world.home, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    os.symlink("a", f"{world.home}/link")
+    os.link(f"{world.home}/a", f"{world.home}/second-name")
+    world.settle()
+    assert world.backup().outcome == "complete"
+    return world
+
+
+def not_restored(result: RestoreResult) -> set[str]:
+    return {f.subject for f in result.findings if f.kind in (FindingKind.NOT_RESTORED, FindingKind.NAME_REFUSED)}
+
+
+def everything_beside(world: World, *but: str) -> dict[str, Any]:
+    """All that lies in the world, except what changes rightly: a restore must leave it alone."""
+    return {path: found for path, found in tree_of(world.root).items() if path != "." and not path.startswith(("state", *but))}
+
+
+# ---------------------------------------------------------------- names that lead out
+
+EVIL = [b"../out", b"a/../../out", b"/etc/mailbackup-out", b"", b"a\0b", b"a//b", b"./a", b"a/.", b"..", b"a/.."]
+
+
+@pytest.mark.case("36")
+@pytest.mark.parametrize("kind", ["f", "d", "l"])
+@pytest.mark.parametrize("name", EVIL)
+def test_a_file_whose_name_leads_out(world: World, name: bytes, kind: str):
+    with Craft(world) as craft:
+        made = {"f": lambda: craft.file(name, b"evil"), "d": lambda: craft.directory(name), "l": lambda: craft.link(name, b"/etc")}[kind]()
+        craft.commit(directories={world.home: [craft.directory(), made, craft.file(b"good", b"good")]})
+    before = everything_beside(world, "out")
+    result = world.restore_files("out", world.home)
+    assert result.outcome == "incomplete"
+    assert [f.kind for f in result.findings if not f.harmless] == [FindingKind.NAME_REFUSED]
+    assert everything_beside(world, "out") == before
+    assert not os.path.lexists("/etc/mailbackup-out")
+    assert os.listdir(f"{world.root}/out/{world.home}") == ["good"]
+
+
+@pytest.mark.case("36")
+@pytest.mark.parametrize("name", [*EVIL, b"a/b", b"."])
+def test_a_message_whose_name_leads_out(world: World, name: bytes):
+    with Craft(world) as craft:
+        messages = [(craft.file(name, BODY), "c:2,S"), (craft.file(b"good", BODY), "c:2,S")]
+        craft.commit(mailboxes=[craft.mailbox(messages)])
+    before = everything_beside(world, "out")
+    result = world.restore("out")
+    assert (result.outcome, [f.kind for f in result.findings if not f.harmless]) == ("incomplete", [FindingKind.NAME_REFUSED])
+    assert everything_beside(world, "out") == before
+    assert set(messages_in(f"{world.root}/out")) == {b"cur/good:2,S"}
+
+
+@pytest.mark.case("36")
+@pytest.mark.parametrize("flag", ["c/../../../out", "c\0", "x:2,S", "", "n/out"])
+def test_flags_that_lead_out(world: World, flag: str):
+    with Craft(world) as craft:
+        craft.commit(mailboxes=[craft.mailbox([(craft.file(b"1.m", BODY), flag), (craft.file(b"2.m", BODY), "c")])])
+    before = everything_beside(world, "out")
+    try:
+        result = world.restore("out")
+    except DamageError:
+        assert not os.path.exists(f"{world.root}/out")
+    else:
+        assert (result.outcome, [f.kind for f in result.findings if not f.harmless]) == ("incomplete", [FindingKind.NAME_REFUSED])
+        assert set(messages_in(f"{world.root}/out")) == {b"cur/2.m"}
+    assert everything_beside(world, "out") == before
+
+
+@pytest.mark.case("36")
+@pytest.mark.parametrize("folder", [b"../out", b"/etc", b"a/../../b", b"a\0b", b".."])
+def test_a_mail_folder_whose_name_leads_out(world: World, folder: bytes):
+    with Craft(world) as craft:
+        files = [craft.directory()]
+        craft.commit(mailboxes=[craft.mailbox([(craft.file(b"1.m", BODY), "c")], folder=folder, files=files)])
+    before = everything_beside(world, "target")
+    with pytest.raises(UnsafeName):
+        world.restore("target")
+    assert everything_beside(world, "target") == before
+
+
+@pytest.mark.case("36")
+@pytest.mark.parametrize("address", ["../../out", "/etc/out", "..", "a\0b", "."])
+def test_addresses_that_lead_out(world: World, address: str):
+    """With --all, the folder of a mailbox is called like its address."""
+    with Craft(world) as craft:
+        craft.commit(mailboxes=[craft.mailbox([(craft.file(b"1.m", BODY), "c")], address=address)])
+    before = everything_beside(world, "target")
+    try:
+        result = world.restore("target/deep", None)
+        assert result.outcome in ("complete", "incomplete")
+    except SafetyRefusal:
+        assert not os.path.exists(f"{world.root}/target")
+    assert everything_beside(world, "target") == before
+    assert os.listdir(f"{world.root}/target") == ["deep"] if os.path.exists(f"{world.root}/target") else True
+    for entry in os.listdir(f"{world.root}/target/deep") if os.path.exists(f"{world.root}/target/deep") else ():
+        assert entry not in ("cur", "new", "tmp")
+
+
+# ---------------------------------------------------------------- links
+
+
+@pytest.mark.case("34")
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("place", ["cur", ".Archive", ".Archive/cur", "tmp"])
+def test_a_link_planted_in_the_target(saved: World, place: str, overwrite: bool):
+    outside, target = f"{saved.root}/outside", f"{saved.root}/target"
+    for path in ("", "/cur", "/new", "/tmp"):
+        os.makedirs(outside + path)
+    os.makedirs(os.path.dirname(f"{target}/{place}"))
+    os.symlink(outside, f"{target}/{place}")
+    before = everything_beside(saved, "target")
+    result = saved.restore("target", overwrite=overwrite)
+    assert result.outcome == "incomplete"
+    assert everything_beside(saved, "target") == before
+    assert os.readlink(f"{target}/{place}") == outside
+
+
+@pytest.mark.case("34")
+def test_a_link_planted_where_a_file_goes(saved: World):
+    target = f"{saved.root}/target"
+    os.makedirs(f"{target}/cur")
+    Path(saved.root, "precious").write_text("precious")
+    os.symlink(f"{saved.root}/precious", f"{target}/cur/0.m:2,S")
+    with pytest.raises(WouldOverwrite):
+        saved.restore("target")
+    assert saved.restore("target", overwrite=True).outcome == "complete"
+    assert Path(saved.root, "precious").read_text() == "precious"
+    assert messages_in(target) == messages_in(saved.maildir())
+    assert not os.path.islink(f"{target}/cur/0.m:2,S")
+
+
+@pytest.mark.case("35")
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_link_in_the_backup_and_a_file_through_it(world: World, overwrite: bool):
+    outside = f"{world.root}/outside"
+    os.makedirs(outside)
+    with Craft(world) as craft:
+        items = [craft.directory(), craft.link(b"evil", outside.encode()), craft.file(b"evil/passwd", b"evil"), craft.file(b"good", b"good")]
+        craft.commit(directories={world.home: items})
+    for _ in range(2):  # the second time, whatever the first one left is there
+        result = world.restore_files("target", world.home, overwrite=overwrite)
+        assert result.outcome == "incomplete"
+        assert os.listdir(outside) == []
+        assert Path(f"{world.root}/target{world.home}/good").read_bytes() == b"good"
+
+
+@pytest.mark.case("35")
+def test_a_hard_link_to_a_link(world: World):
+    """A file says that it is a further name of a symbolic link: it must not become a name of what that one points to."""
+    precious = Path(world.root, "precious")
+    precious.write_text("precious")
+    with Craft(world) as craft:
+        link = craft.link(b"evil", os.fsencode(precious))
+        link.hard = b"evil"
+        items = [craft.directory(), link, craft.file(b"second", b"content", hard=b"evil")]
+        craft.commit(directories={world.home: items})
+    world.restore_files("target", world.home)
+    second = f"{world.root}/target{world.home}/second"
+    assert not os.path.lexists(second) or (Path(second).read_bytes(), os.stat(second).st_nlink) == (b"content", 1)
+    assert (precious.read_text(), precious.stat().st_nlink) == ("precious", 1)
+
+
+@pytest.mark.case("35")
+@pytest.mark.parametrize("first", [b"../../../precious", b"/etc/passwd"])
+def test_a_hard_link_that_leads_out(world: World, first: bytes):
+    precious = Path(world.root, "precious")
+    precious.write_text("precious")
+    with Craft(world) as craft:
+        craft.commit(directories={world.home: [craft.directory(), craft.file(b"evil", b"evil", hard=first), craft.file(b"good", b"good")]})
+    result = world.restore_files("target", world.home)
+    assert not_restored(result) == {f"{world.home[1:]}/evil"}
+    assert precious.stat().st_nlink == os.stat("/etc/passwd").st_nlink == 1
+
+
+def test_hard_links_come_back(saved: World):
+    saved.restore_files("target")
+    copy = f"{saved.root}/target{saved.home}"
+    assert tree_of(copy) == tree_of(saved.home)
+    assert os.path.samefile(f"{copy}/a", f"{copy}/second-name")
+
+
+# ---------------------------------------------------------------- what is there already
+
+
+@pytest.mark.case("37")
+def test_nothing_is_overwritten_unless_told(saved: World):
+    target = Path(saved.root, "target")
+    (target / "cur").mkdir(parents=True)
+    (target / "cur" / "2.m:2,S").write_bytes(b"mine")
+    (target / "notes").write_bytes(b"mine too")
+    before = everything_beside(saved)
+    with pytest.raises(WouldOverwrite):
+        saved.restore("target")
+    assert everything_beside(saved) == before
+    assert saved.restore("target", overwrite=True).outcome == "complete"
+    assert messages_in(str(target)) == messages_in(saved.maildir())
+    assert (target / "notes").read_bytes() == b"mine too"
+
+
+@pytest.mark.case("37")
+def test_a_directory_where_a_file_goes_stays(saved: World):
+    place = Path(saved.root, "target", "cur", "2.m:2,S")
+    (place / "within").mkdir(parents=True)
+    result = saved.restore("target", overwrite=True)
+    assert not_restored(result) == {"cur/2.m:2,S"}
+    assert (place / "within").is_dir()
+
+
+def test_a_file_where_the_target_goes(saved: World):
+    Path(saved.root, "target").write_bytes(b"mine")
+    with pytest.raises(WouldOverwrite):
+        saved.restore("target")
+    assert Path(saved.root, "target").read_bytes() == b"mine"
+
+
+@pytest.mark.case("22")
+def test_a_restore_goes_on(saved: World):
+    """What is whole stays untouched; what the power cut truncated is replaced on demand only."""
+    saved.restore("target")
+    target = Path(saved.root, "target")
+    whole, missing, cut = target / "cur/0.m:2,S", target / "cur/2.m:2,S", target / ".Archive/cur/1.m:2,S"
+    missing.unlink()
+    before = whole.stat()
+    again = saved.restore("target")
+    assert (again.outcome, again.kept > 0, missing.exists()) == ("complete", True, True)
+    assert messages_in(str(target)) == messages_in(saved.maildir())
+    os.truncate(cut, 100)
+    with pytest.raises(WouldOverwrite):
+        saved.restore("target")
+    assert cut.stat().st_size == 100
+    assert saved.restore("target", overwrite=True).outcome == "complete"
+    assert messages_in(str(target)) == messages_in(saved.maildir())
+    after = whole.stat()
+    assert (after.st_ino, after.st_ctime_ns) == (before.st_ino, before.st_ctime_ns)
+
+
+@pytest.mark.case("M6")
+def test_a_message_whose_flags_changed_in_the_target(saved: World):
+    """Someone reads on in the restored mailbox: a second restore brings no second copy, and takes no flag back."""
+    saved.restore("target")
+    target = f"{saved.root}/target"
+    os.rename(f"{target}/cur/0.m:2,S", f"{target}/cur/0.m:2,FS")
+    os.rename(f"{target}/cur/2.m:2,S", f"{target}/new/2.m")
+    result = saved.restore("target")
+    assert (result.outcome, result.messages) == ("complete", 4)
+    assert bases_in(target) == bases_in(saved.maildir())
+    assert set(messages_in(target)) == {b"cur/0.m:2,FS", b"new/2.m", b".Archive/cur/1.m:2,S", b".Archive/cur/3.m:2,S"}
+
+
+def test_two_messages_with_one_name(world: World):
+    """One in cur and one in new, or twice in a crafted list: both come back."""
+    world.deliver("1.m", b"Subject: one\n\n", place="new")
+    world.deliver("1.m:2,S", b"Subject: two\n\n")
+    world.backup()
+    world.restore("target")
+    assert sorted(content for content, _ in messages_in(f"{world.root}/target").values()) == [b"Subject: one\n\n", b"Subject: two\n\n"]
+    with Craft(world) as craft:
+        craft.commit(mailboxes=[craft.mailbox([(craft.file(b"1.m", b"Subject: one\n\n"), "c:2,S"), (craft.file(b"1.m", b"Subject: 2\n\n"), "c:2,S")])])
+    for _ in range(2):
+        assert world.restore("crafted").outcome == "complete"
+        found = messages_in(f"{world.root}/crafted")
+        assert sorted(content for content, _ in found.values()) == [b"Subject: 2\n\n", b"Subject: one\n\n"]
+
+
+# ---------------------------------------------------------------- parts
+
+
+@pytest.mark.case("39")
+@pytest.mark.parametrize(
+    "options",
+    [{"address": "nobody@example.org"}, {"folder": "Nothing"}, {"at": "99"}, {"at": "1"}, {"at": "1999-01-01"}, {"at": "soon"}, {"location": "elsewhere"}],
+    ids=str,
+)
+def test_what_does_not_exist(saved: World, options: dict[str, str]):
+    with pytest.raises(NotFound) as caught:
+        saved.restore("target", **options)
+    assert caught.value.hint
+    assert not os.path.exists(f"{saved.root}/target")
+
+
+@pytest.mark.case("39")
+def test_a_path_that_no_source_holds(saved: World):
+    with pytest.raises(NotFound):
+        saved.restore_files("target", "/nowhere")
+    with pytest.raises(NotFound):
+        saved.restore_files("target", saved.home, f"{saved.home}/missing")
+    assert not os.path.exists(f"{saved.root}/target")
+
+
+def test_moments(saved: World):
+    first = messages_in(saved.maildir())
+    seqs = [row.seq for row in app.snapshots(saved.context)]
+    time.sleep(2.1)
+    saved.deliver("9.m:2,", BODY)
+    seqs.append(saved.backup().seq)
+    old, new = (row.time for row in app.snapshots(saved.context))
+    today = time.strftime("%Y-%m-%d")
+    for at in ("latest", str(seqs[1]), new, today, "today", f"{today} 23:59:59", "2999-01-01"):
+        assert saved.restore("new", at=at).seq == seqs[1]
+    for at in (str(seqs[0]), old):
+        assert saved.restore("old", at=at).seq == seqs[0]
+    assert messages_in(f"{saved.root}/old") == first
+    assert messages_in(f"{saved.root}/new") == messages_in(saved.maildir())
+
+
+@pytest.mark.case("M7")
+@pytest.mark.parametrize(("folder", "expected"), [("Archive", {1, 3}), (".Archive", {1, 3}), ("INBOX", {0, 2}), ("inbox", {0, 2})])
+def test_one_folder(saved: World, folder: str, expected: set[int]):
+    result = saved.restore("target", folder=folder)
+    place = b".Archive/cur/" if 1 in expected else b"cur/"
+    assert set(messages_in(f"{saved.root}/target")) == {place + b"%d.m:2,S" % number for number in expected}
+    assert result.messages == 2
+    assert os.path.exists(f"{saved.root}/target/.Archive") == (1 in expected)
+    assert os.path.exists(f"{saved.root}/target/dovecot-uidlist") == (0 in expected)
+
+
+@pytest.mark.case("M7")
+def test_a_folder_and_then_the_rest(saved: World):
+    saved.restore("target", folder="Archive")
+    assert saved.restore("target").kept >= 2
+    assert messages_in(f"{saved.root}/target") == messages_in(saved.maildir())
+
+
+def test_all_mailboxes(saved: World):
+    for address in (BOB, CAROL):
+        fill(saved, address, 2)
+    saved.backup()
+    result = saved.restore("target", None)
+    assert (result.outcome, result.messages) == ("complete", 8)
+    for address in (ALICE, BOB, CAROL):
+        assert tree_of(f"{saved.root}/target/{address}") == tree_of(saved.maildir(address))
+
+
+def test_some_files(saved: World):
+    saved.restore_files("target", f"{saved.home}/deep", f"{saved.home}/c")
+    found = {path for path, (_, _, content) in tree_of(f"{saved.root}/target{saved.home}").items() if content is not None}
+    assert found == {"deep/er/b", "c"}
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_dry_run_writes_nothing(saved: World, existing: bool):
+    if existing:
+        saved.restore("target")
+        os.unlink(f"{saved.root}/target/cur/0.m:2,S")
+    before = everything_beside(saved)
+    result = saved.restore("target", dry_run=True)
+    assert (result.outcome, result.messages) == ("planned", 4)
+    assert ("write", "cur/0.m:2,S") in {(line.action, line.path) for line in result.plan}
+    assert saved.restore("target", None, dry_run=True).outcome == "planned"
+    assert everything_beside(saved) == before
+
+
+@pytest.mark.case("38")
+@pytest.mark.root
+def test_without_root(saved: World):
+    """Content, modes and times come back; one finding says that owners did not, and it is no failure."""
+    os.makedirs(f"{saved.root}/target", mode=0o777)
+    os.chmod(f"{saved.root}/target", 0o777)
+    for path, _, names in os.walk(saved.root):
+        for name in [path, *(f"{path}/{name}" for name in names)]:
+            os.chmod(name, os.stat(name).st_mode | 0o055) if not os.path.islink(name) and not name.startswith((saved.mail, saved.home)) else None
+    parents = [str(p) for p in Path(saved.root).parents if str(p) not in ("/", "/tmp")]  # noqa: S108
+    modes = {path: os.stat(path).st_mode for path in parents}
+    for path in parents:
+        os.chmod(path, 0o755)
+    try:
+        with unprivileged():
+            mail, files = saved.restore("target/mail"), saved.restore_files("target/files")
+    finally:
+        for path, mode in modes.items():
+            os.chmod(path, mode)
+    for result in (mail, files):
+        assert (result.outcome, [f.kind for f in result.findings]) == ("complete", [FindingKind.OWNER_KEPT])
+    assert tree_of(f"{saved.root}/target/mail") == tree_of(saved.maildir())
+    assert tree_of(f"{saved.root}/target/files{saved.home}") == tree_of(saved.home)
+    assert os.stat(f"{saved.root}/target/mail/cur").st_uid == 65534
+
+
+# ---------------------------------------------------------------- interruptions
+
+
+@pytest.mark.case("22")
+@pytest.mark.parametrize("count", range(6))
+def test_interrupted_in_the_middle(saved: World, count: int, monkeypatch: pytest.MonkeyPatch):
+    """After any number of files: each is whole or not there, nothing else lies about, and the next restore completes it."""
+    real, calls = Target._publish, [0]
+
+    def publish(*args: Any, **named: Any) -> None:
+        calls[0] += 1
+        if calls[0] > count:
+            raise KeyboardInterrupt
+        real(*args, **named)
+
+    monkeypatch.setattr(Target, "_publish", staticmethod(publish))
+    try:
+        saved.restore("target")
+        assert count >= 5
+    except KeyboardInterrupt:
+        assert len(messages_in(f"{saved.root}/target")) in (count, count - 1)  # the uidlist is no message
+    assert messages_in(f"{saved.root}/target").items() <= messages_in(saved.maildir()).items()
+    assert not [name for _, _, names in os.walk(f"{saved.root}/target") for name in names if "mailbackup" in name]
+    monkeypatch.undo()
+    assert saved.restore("target").outcome == "complete"
+    assert tree_of(f"{saved.root}/target") == tree_of(saved.maildir())
+
+
+class Failing(Wrapper):
+    """A store that goes away after some reads of packs."""
+
+    left = 0
+
+    def get_range(self, key: ObjectKey, offset: int, length: int) -> bytes:
+        """Until it goes away."""
+        self.left -= 1
+        if self.left < 0:
+            raise StoreUnavailable("connection reset")
+        return super().get_range(key, offset, length)
+
+    def stream(self, key: ObjectKey, chunk: int = 1 << 20) -> Iterator[bytes]:
+        """Never used by restores."""
+        raise AssertionError
+
+
+@pytest.mark.parametrize("reads", [0, 1, 2, 3, 4, 5])
+def test_the_store_goes_away(world: World, reads: int):
+    for number in range(3):
+        world.deliver(f"{number}.m:2,S", b"Subject: %d\n\n" % number + os.urandom(40_000).hex().encode())
+    world.backup()
+
+    def hook(store: Any) -> Failing:
+        failing = Failing(store)
+        failing.left = reads
+        return failing
+
+    world.store_hook = hook
+    with pytest.raises(StoreUnavailable):
+        world.restore("target")
+    world.store_hook = None
+    left = messages_in(f"{world.root}/target") if os.path.exists(f"{world.root}/target") else {}
+    assert left.items() <= messages_in(world.maildir()).items()
+    assert world.restore("target").outcome == "complete"
+    assert messages_in(f"{world.root}/target") == messages_in(world.maildir())
+
+
+def test_one_mailbox_costs_its_own_bytes(world: World):
+    stored = {}
+    for address in (ALICE, BOB, CAROL):
+        before = sum(stat.size for key, stat in world.store().list("packs/"))
+        fill(world, address, 300, 6_000)
+        world.settle()
+        world.backup()
+        stored[address] = sum(stat.size for key, stat in world.store().list("packs/")) - before
+    shutil.rmtree(world.state)
+    for address in (ALICE, BOB, CAROL):
+        result = world.restore(f"out/{address}", address)
+        assert messages_in(f"{world.root}/out/{address}") == messages_in(world.maildir(address))
+        assert result.fetched.bytes <= 1.1 * stored[address] + 65_536, (address, result.fetched, stored)
+        assert re.search(address, f"out/{address}")
