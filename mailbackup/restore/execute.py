@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -60,6 +61,9 @@ class Executor:
         plan = self._plan
         for step in plan.directories:
             self._guarded(step, lambda step=step: self._target.make_directory(step.path))  # type: ignore[misc]
+        for step in plan.kept:
+            with contextlib.suppress(UnsafeName):
+                self._remember_name(step)
         plan.files.sort(key=lambda step: (step.refs[-1][:3] if step.refs else ("", 0, 0), step.path))
         total = len(plan.files)
         self._on_event(Phase("restoring", total, "files"))
@@ -110,9 +114,15 @@ class Executor:
             through = (folder[0] + b"/" if folder else b"") + b"tmp"
         try:
             self._target.write_file(step.path, parts, step.entry, step.owner, replace=self._overwrite, through=through)
-        finally:
-            if step.entry.hard is not None and not step.is_message:
-                self._links.setdefault(safe_path(step.entry.hard), step.path)
+        except AttributeKept:
+            self._remember_name(step)
+            raise
+        self._remember_name(step)
+
+    def _remember_name(self, step: Step) -> None:
+        """Further names of a hard-linked file become names of what lies there now."""
+        if step.entry.type == "f" and step.entry.hard is not None and not step.is_message:
+            self._links.setdefault(safe_path(step.entry.hard), step.path)
 
     def _special(self, step: Step) -> None:
         self._target.special(step.path, step.entry, step.owner, replace=self._overwrite)

@@ -145,24 +145,20 @@ class Target:
         os.unlink(temp, dir_fd=staging)
 
     def link(self, path: bytes, first: bytes, *, replace: bool) -> None:
-        """A further name of a file that was restored."""
+        """A further name of a file that was restored. Raises WouldOverwrite as `write_file` does."""
         directory, name = os.path.split(path)
         source_directory, source = os.path.split(first)
         home = self._directory(directory)
         with self._translated(path):
-            if replace:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name, dir_fd=home)
+            _make_room(home, name, replace=replace)
             os.link(source, name, src_dir_fd=self._directory(source_directory), dst_dir_fd=home, follow_symlinks=False)
 
     def special(self, path: bytes, entry: Entry, owner: Owner, *, replace: bool) -> None:
-        """A symbolic link, FIFO or device. Raises AttributeKept when this user may not make it or set its owner."""
+        """A symbolic link, FIFO or device. Raises WouldOverwrite as `write_file` does, AttributeKept when this user may not make it."""
         directory, name = os.path.split(path)
         home = self._directory(directory)
         with self._translated(path):
-            if replace:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name, dir_fd=home)
+            _make_room(home, name, replace=replace)
             if entry.type == "l":
                 os.symlink(from_name(entry.target) if entry.target is not None else b"", name, dir_fd=home)
             elif entry.type == "p":
@@ -260,6 +256,19 @@ def _enter(parent: int, name: bytes) -> int:
     except FileNotFoundError:
         os.mkdir(name, 0o700, dir_fd=parent)
         return os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
+
+
+def _make_room(home: int, name: bytes, *, replace: bool) -> None:
+    """Nothing stands at `name` afterwards. Raises WouldOverwrite, also for a directory (a backup may call one thing a link and a folder)."""
+    try:
+        mode = os.stat(name, dir_fd=home, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise WouldOverwrite(f"a directory is where {show(name)} must go", hint="Move it away and run again.")
+    if not replace:
+        raise WouldOverwrite(f"{show(name)} appeared in the target meanwhile")
+    os.unlink(name, dir_fd=home)
 
 
 def _ids(owner: Owner) -> tuple[int, int]:

@@ -125,7 +125,7 @@ def restores(results: Results, tools: list[str]) -> list[str]:
 def targets(results: Results, scenario: str) -> list[str]:
     """The numbers to reach beside what was reached; for reading, nothing is asserted."""
     own = results.get("mailbackup", {})
-    if not own:
+    if not own or scenario.endswith("-quick"):  # a small store reaches none of them: starting up is all it measures
         return []
     rows: list[tuple[str, float | None, float, bool]] = []  # what, reached, target, more is better
     size = own.get("size_first"), results.get("borg", {}).get("size_first")

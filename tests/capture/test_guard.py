@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,12 +87,13 @@ def test_recovery(world: World) -> None:
     deliver(world, 120)
     world.settle()
     world.backup()
-    os.rename(world.maildir(), f"{world.root}/aside")
+    maildir = world.maildir()
+    os.rename(maildir, f"{world.root}/aside")
     world.maildir()
     world.settle()
     assert kinds(world.backup()) == [FindingKind.SHRUNK]
-    shutil.rmtree(world.maildir())
-    os.rename(f"{world.root}/aside", world.maildir())
+    shutil.rmtree(maildir)
+    os.rename(f"{world.root}/aside", maildir)
     result = world.backup()
     check(world, result)
     assert (result.messages, result.new_messages, result.bytes_read, stale(world)) == (120, 0, 0, {ALICE: False})
@@ -126,12 +128,12 @@ def test_one_emptied_mailbox_among_many_is_no_alarm(world: World) -> None:
 def test_a_deleted_account_is_dropped(world: World) -> None:
     deliver(world, 60)
     deliver(world, 100, BOB)
-    world.backup()
+    first = world.backup()
     shutil.rmtree(f"{world.mail}/example.org/alice")
     result = world.backup()
     check(world, result)
     assert (result.mailboxes, result.messages, stale(world)) == (1, 100, {BOB: False})
-    assert len(restored(world, "out", at="1")) == 60
+    assert len(restored(world, "out", at=str(first.seq))) == 60
 
 
 def test_most_accounts_gone(world: World) -> None:
@@ -186,16 +188,15 @@ def test_a_small_location_that_is_not_there_is_kept_too(world: World) -> None:
 # ---------------------------------------------------------------- directory sources
 
 
-def files(root: str) -> dict[str, str]:
-    return {name: open(f"{path}/{name}").read() for path, _, names in os.walk(root) for name in names}  # noqa: SIM115
+def files(root: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}
 
 
 def test_directory_source(tmp_path: Any) -> None:
     """Its previous state stays as a whole, until it is said to be meant or the files are back."""
     world = World(tmp_path, directories=True)
     for n in range(60):
-        with open(f"{world.home}/{n}", "w") as file:
-            file.write(str(n))
+        Path(world.home, str(n)).write_bytes(os.urandom(2_000))
     world.backup()
     before = files(world.home)
     for n in range(40):
@@ -210,7 +211,7 @@ def test_directory_source(tmp_path: Any) -> None:
         os.rename(f"{world.root}/{n}", f"{world.home}/{n}")
     back = world.backup()
     check(world, back)
-    assert (back.files, back.bytes_stored < 3_000) == (60, True)
+    assert (back.files, back.bytes_stored < 10_000) == (60, True)
     for n in range(40):
         os.unlink(f"{world.home}/{n}")
     meant = world.backup(accept_shrink=True)
@@ -220,14 +221,13 @@ def test_directory_source(tmp_path: Any) -> None:
 
 def test_directory_source_that_is_not_there(tmp_path: Any) -> None:
     world = World(tmp_path, directories=True)
-    with open(f"{world.home}/file", "w") as file:
-        file.write("text")
+    Path(world.home, "file").write_bytes(b"text")
     world.backup()
     os.rename(world.home, f"{world.root}/aside")
     for _ in range(2):
         result = world.backup()
         assert (result.outcome, kinds(result), result.files) == ("incomplete", [FindingKind.SOURCE_MISSING], 1)
     world.restore_files("out")
-    assert files(f"{world.root}/out") == {"file": "text"}
+    assert files(f"{world.root}/out") == {"file": b"text"}
     os.rename(f"{world.root}/aside", world.home)
     check(world, world.backup())

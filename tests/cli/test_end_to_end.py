@@ -180,6 +180,7 @@ def test_state_and_kit(saved: Server):
 
 
 @pytest.mark.case("46")
+@pytest.mark.case("41", "46")
 def test_a_kit_with_a_passphrase(server: Server, monkeypatch: pytest.MonkeyPatch):
     (server.folder / "pass").write_text("open sesame\n")
     monkeypatch.setenv("MAILBACKUP_PASSPHRASE_FILE", str(server.folder / "pass"))

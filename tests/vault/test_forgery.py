@@ -106,7 +106,11 @@ def snapshot_of(world: World) -> dict[str, Any]:
     sealed = seal_block(AgeSealer(recipient), content, 3)
     key = snapshot_key(seq, digest(sealed))
     put_raw(world, key, sealed)
-    return {"type": "snapshot", "snapshot": replace(newest.entry.snapshot, key=key, sha256=digest(sealed), size=len(sealed)), "outcome": "complete"}
+    return {
+        "type": "snapshot",
+        "snapshot": replace(newest.entry.snapshot, key=key, sha256=digest(sealed), size=len(sealed)),
+        "outcome": "complete",
+    }
 
 
 def test_an_honest_vault(world: World):
