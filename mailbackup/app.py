@@ -133,7 +133,9 @@ def init(options: InitOptions) -> InitResult:
     key_path = writer_key_path(options.config_path)
     for path in (options.config_path, key_path, options.kit_out, os.path.join(options.state_dir, FILE_NAME)):
         if os.path.lexists(path):
-            raise AlreadyExists(f"{path} exists", hint="init makes a new vault and overwrites nothing. Choose other places, or move it away.")
+            raise AlreadyExists(
+                f"{path} exists", hint="init makes a new vault and overwrites nothing. Choose other places, or move it away."
+            )
     made = new_vault(vault, created, admin, writer.public)
     kit = recovery.Kit(
         vault=vault, created=created, host=options.host, identity=identity.secret, recipient=identity.recipient, admin_seed=admin.seed_hex,
@@ -189,7 +191,9 @@ def _backup(context: Context, findings: list[Finding], *, rescan: bool, accept_s
         if state.moved_aside is not None:
             found = Finding(FindingKind.STATE_NEW, context.state_path, f"the state was damaged; it was moved to {state.moved_aside}")
             findings = [*findings, found]
-        keys = WriterKeys(_writer_key(context), anchors, tuple(r.key for r in config.recipients), AgeKeyMaker([r.key for r in config.recipients]))
+        keys = WriterKeys(
+            _writer_key(context), anchors, tuple(r.key for r in config.recipients), AgeKeyMaker([r.key for r in config.recipients])
+        )
         findings = findings + start(store, state, anchors, keys.signer.public)
         epoch = ensure_epoch(store, state, keys)
         workers = _workers(config)
@@ -367,7 +371,13 @@ def restore_mailbox(
             Target(to).prepare()  # also when there is no mailbox: what was asked for exists then, empty
         results = [
             restore_mailbox(
-                context, line.key, to=os.path.join(to, _folder_of(line)), folder=folder, at=str(snapshot.seq), overwrite=overwrite, dry_run=dry_run
+                context,
+                line.key,
+                to=os.path.join(to, _folder_of(line)),
+                folder=folder,
+                at=str(snapshot.seq),
+                overwrite=overwrite,
+                dry_run=dry_run,
             )
             for line in mailbox_lines(reader, snapshot)
             if location in (None, line.location)
@@ -388,7 +398,16 @@ def restore_files(
 
 
 def _executed(
-    context: Context, reader: VaultReader, store: CountedStore, planner: Planner, to: str, seq: int, began: float, *, overwrite: bool, dry_run: bool
+    context: Context,
+    reader: VaultReader,
+    store: CountedStore,
+    planner: Planner,
+    to: str,
+    seq: int,
+    began: float,
+    *,
+    overwrite: bool,
+    dry_run: bool,
 ) -> RestoreResult:
     plan = planner.plan
     result = RestoreResult(
@@ -475,7 +494,9 @@ def write_kit(context: Context, *, out: str, page: str | None = None, passphrase
         raise IdentityMissing("a new kit is made from the old one", hint="Give the old kit with --identity KIT-FILE.")
     old = recovery.load_identity_file(context.identity_file, context.passphrase).kit
     if old is None:
-        raise KeyMalformed(f"{context.identity_file} is not a recovery kit", hint="A bare identity lacks the admin key; the old kit is needed.")
+        raise KeyMalformed(
+            f"{context.identity_file} is not a recovery kit", hint="A bare identity lacks the admin key; the old kit is needed."
+        )
     anchors = _common_anchors(context.anchors, old.anchors)
     stores = tuple((store.name, store.url) for store in context.config.stores)
     kit = replace(old, created=stamp(utc_now()), stores=stores, head=anchors.head)

@@ -129,8 +129,7 @@ class ChainBroken(DamageError):
 
     code = "MB-D004"
     default_hint = (
-        "Someone may have changed or cut the vault. Keep the store as it is, compare with another store or an older copy, "
-        "and do not prune."
+        "Someone may have changed or cut the vault. Keep the store as it is, compare with another store or an older copy, and do not prune."
     )
 
 

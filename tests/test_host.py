@@ -304,8 +304,7 @@ def test_a_second_run_is_busy_and_names_the_first(path: str) -> None:
 
 def test_a_killed_run_leaves_no_lock(path: str) -> None:
     script = (
-        "import sys, time; from mailbackup.host import run_lock\n"
-        "with run_lock(sys.argv[1]): print('locked', flush=True); time.sleep(60)"
+        "import sys, time; from mailbackup.host import run_lock\nwith run_lock(sys.argv[1]): print('locked', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script, path], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None

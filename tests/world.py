@@ -62,7 +62,9 @@ class World:
             os.makedirs(f"{path}/{place}", exist_ok=True)
         return path
 
-    def deliver(self, name: str, content: bytes, address: str = ALICE, *, folder: str = "", place: str = "cur", age: float | None = None) -> str:
+    def deliver(
+        self, name: str, content: bytes, address: str = ALICE, *, folder: str = "", place: str = "cur", age: float | None = None
+    ) -> str:
         """Put a message in place; `age` in seconds before now sets its mtime. Returns its path."""
         base = self.folder(folder, address) if folder else self.maildir(address)
         path = f"{base}/{place}/{name}"

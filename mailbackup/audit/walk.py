@@ -121,7 +121,9 @@ class Auditor:
             name = f"{tree.address}/{show(from_name(folder.name))}"
             parts = [self._segment(tree.blocks, pair.facts, pair.flags, name, pair.count) for pair in folder.segments]
             if _UNREADABLE not in parts:
-                self._compare(name, (sum(part.entries for part in parts), sum(part.bytes for part in parts)), (folder.messages, folder.bytes))
+                self._compare(
+                    name, (sum(part.entries for part in parts), sum(part.bytes for part in parts)), (folder.messages, folder.bytes)
+                )
         return sum(folder.messages for folder in tree.folders), sum(folder.bytes for folder in tree.folders)
 
     def _compare(self, subject: str, found: tuple[int, ...], said: tuple[int, ...]) -> None:

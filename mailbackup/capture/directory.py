@@ -24,7 +24,9 @@ ROOT_FILES = b"."  # unit of files that lie directly in the root
 class DirectoryCapture:
     """The run of one directory source. Raises Unreadable from `read` when its root cannot be read."""
 
-    def __init__(self, config: DirectoryConfig, cached: CachedUnit | None, state: State, writer: VaultWriter, mailboxes: dict[bytes, str]) -> None:
+    def __init__(
+        self, config: DirectoryConfig, cached: CachedUnit | None, state: State, writer: VaultWriter, mailboxes: dict[bytes, str]
+    ) -> None:
         self.config = config
         self.cached = cached
         self.findings: list[Finding] = []
@@ -80,7 +82,18 @@ class DirectoryCapture:
         row = DirectoryRoot(name=self.config.name, path=path, segments=work.segment_rows(table), files=self.files, bytes=self.size)
         plain = codec.encode(Root(blocks=table.rows(), directories=(row,), mailboxes=()))
         cached = CachedUnit(
-            0, "directory", self.config.name, self.config.name, "", os.fsencode(self.config.path), self.files, self.size, False, False, plain, None
+            0,
+            "directory",
+            self.config.name,
+            self.config.name,
+            "",
+            os.fsencode(self.config.path),
+            self.files,
+            self.size,
+            False,
+            False,
+            plain,
+            None,
         )
         work.save(self._state, self._state.put_unit(cached))
 

@@ -209,7 +209,9 @@ class Run:
             if shrunk or hidden:
                 self._table.keep_stale(unit)
                 if hidden:
-                    self._report([Finding(FindingKind.MAILBOX_MISSING, unit.address, "its directory cannot be reached; its last state stays")])
+                    self._report(
+                        [Finding(FindingKind.MAILBOX_MISSING, unit.address, "its directory cannot be reached; its last state stays")]
+                    )
             else:
                 self._table.drop(unit)
 
@@ -285,5 +287,3 @@ class Run:
         for finding in findings:
             self.findings.append(finding)
             self._on_event(Found(finding))
-
-

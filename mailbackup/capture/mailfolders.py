@@ -380,7 +380,8 @@ def folders(root: bytes) -> tuple[list[bytes], dict[bytes, str]]:
         pending += [
             path + name
             for name in below
-            if name not in (b"cur", b"new", b"tmp") and (left_out_inside(name) is None or os.path.isdir(root + b"/" + path + name + b"/cur"))
+            if name not in (b"cur", b"new", b"tmp")
+            and (left_out_inside(name) is None or os.path.isdir(root + b"/" + path + name + b"/cur"))
         ]
     return sorted(found), failed
 

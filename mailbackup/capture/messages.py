@@ -129,7 +129,14 @@ class FolderReader:
             self.read_bytes += size
             mtime = divmod(status.st_mtime_ns, 1_000_000_000)
             item = Item(
-                base, "f", owner_now(status.st_mode, status.st_uid, status.st_gid), mtime, size, places, headers=headers, inode=status.st_ino
+                base,
+                "f",
+                owner_now(status.st_mode, status.st_uid, status.st_gid),
+                mtime,
+                size,
+                places,
+                headers=headers,
+                inode=status.st_ino,
             )
             item.head, item.flag, item.xattrs = head, seen.flag, xattrs
             if torn:

@@ -37,7 +37,10 @@ def message_lines(reader: VaultReader, tree: MailboxTree, folder: str | None) ->
 def message_bytes(reader: VaultReader, tree: MailboxTree, wanted: str) -> bytes:
     """One message, byte for byte. `wanted` is a prefix of its id that fits no other message. Raises NotFound."""
     hits = [
-        entry for row in tree.folders for entry in reader.messages(tree, row) if message_id(entry.folder or b"", entry.name).startswith(wanted)
+        entry
+        for row in tree.folders
+        for entry in reader.messages(tree, row)
+        if message_id(entry.folder or b"", entry.name).startswith(wanted)
     ]
     if len(hits) != 1:
         what = "no message" if not hits else f"{len(hits)} messages"

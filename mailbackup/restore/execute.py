@@ -148,4 +148,3 @@ def _checked(stream: BlockStream, refs: tuple[BlobRef, ...]) -> Iterator[bytes]:
     """The content of a large file, blob by blob; it is renamed into place only when the last one was checked."""
     for ref in refs:
         yield stream.blob(ref)
-

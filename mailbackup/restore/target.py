@@ -89,7 +89,9 @@ class Target:
         """A directory, and those above it. Attributes come at the end, by `finish_directory`."""
         self._directory(path)
 
-    def write_file(self, path: bytes, parts: Iterable[bytes], entry: Entry, owner: Owner, *, replace: bool, through: bytes | None = None) -> None:
+    def write_file(
+        self, path: bytes, parts: Iterable[bytes], entry: Entry, owner: Owner, *, replace: bool, through: bytes | None = None
+    ) -> None:
         """A file, whole or not at all: written beside its place (or in the directory `through`, a Maildir's tmp), then renamed.
 
         Raises WouldOverwrite when something is there and `replace` is false; AttributeKept when only an attribute is missing.

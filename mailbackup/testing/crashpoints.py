@@ -1,11 +1,11 @@
 """Die at every step: run something again and again, each time ended at the next store operation.
 
-    def run(point):                       # makes its own stores, on the same data, around each of them CrashingStore(store, point)
-        ...
-    for point in crash_points(count_operations(run)):
-        with suppress(Crash):
-            run(point)
-        ...                               # what must hold now? Runs again, without a crash, converge.
+def run(point):                       # makes its own stores, on the same data, around each of them CrashingStore(store, point)
+    ...
+for point in crash_points(count_operations(run)):
+    with suppress(Crash):
+        run(point)
+    ...                               # what must hold now? Runs again, without a crash, converge.
 """
 
 from __future__ import annotations

@@ -82,7 +82,8 @@ def _refuse_newer(raw: bytes, store: Store) -> None:
         version = codec.decode(raw, dict[str, object], VAULT_KEY).get("format")
         if isinstance(version, int) and version > 1:
             raise AnchorMismatch(
-                f"store {store.name}: vault.json says format {version}, and this version reads format 1 only", hint="Use a newer mailbackup."
+                f"store {store.name}: vault.json says format {version}, and this version reads format 1 only",
+                hint="Use a newer mailbackup.",
             )
 
 
@@ -125,7 +126,9 @@ def find_head(store: Store) -> int:
     pages = [page for page in store.prefixes("ledger/") if page.removeprefix("ledger/").rstrip("/").isdigit()]
     for page in reversed(pages):
         keys = [key for key, _ in store.list(page) if is_object_key(key)]
-        numbers = [int(key[-15:-5]) for key in keys if key == entry_key(int(key[-15:-5]))]  # a stray object in another page counts for nothing
+        numbers = [
+            int(key[-15:-5]) for key in keys if key == entry_key(int(key[-15:-5]))
+        ]  # a stray object in another page counts for nothing
         if numbers:
             return max(numbers)
     return 0

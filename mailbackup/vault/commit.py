@@ -72,7 +72,9 @@ def _check_same(store: Store, entry: LedgerEntry, raw: bytes) -> None:
     theirs = read_raw(store, entry.seq)
     if theirs == raw:
         return
-    other, _, _ = parse_entry(theirs, f"ledger/{entry.seq // 256:010d}/{entry.seq:010d}.json", Anchors(vault=entry.vault, admin=entry.signer))
+    other, _, _ = parse_entry(
+        theirs, f"ledger/{entry.seq // 256:010d}/{entry.seq:010d}.json", Anchors(vault=entry.vault, admin=entry.signer)
+    )
     if other.signer == entry.signer:
         raise OtherEntry(f"entry {entry.seq} of the store is not the one that was about to be written: the state is older than the vault")
     raise ConflictError(f"entry {entry.seq} was written by {other.signer[:16]}…, another writer than this host")

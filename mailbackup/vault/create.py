@@ -49,7 +49,9 @@ def new_vault(vault: VaultId, created: str, admin: SigningKey, writer: PublicKey
 def check_empty(store: Store) -> None:
     """Raises AlreadyExists when the store holds anything."""
     for key, _ in store.list(""):
-        raise AlreadyExists(f"store {store.name} is not empty: it holds {key}", hint="A new vault needs an empty place. Nothing was changed.")
+        raise AlreadyExists(
+            f"store {store.name} is not empty: it holds {key}", hint="A new vault needs an empty place. Nothing was changed."
+        )
 
 
 def put_vault(store: Store, vault: NewVault) -> None:

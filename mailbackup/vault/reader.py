@@ -152,7 +152,8 @@ class VaultReader:
             )
         if len(rows) > 1:
             raise NotFound(
-                f"{len(rows)} mailboxes have the address {address}: {', '.join(row.key for row, _ in rows)}", hint="Say which with --location NAME."
+                f"{len(rows)} mailboxes have the address {address}: {', '.join(row.key for row, _ in rows)}",
+                hint="Say which with --location NAME.",
             )
         row, ref = rows[0]
         return row, self.record(ref, MailboxTree, f"tree of {address}")
@@ -219,7 +220,9 @@ def _moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise NotFound(f"cannot read the moment {text!r}", hint="Say latest, a number, 2026-11-24, '2026-11-24 18:00' or 'yesterday 18:00'.") from None
+        raise NotFound(
+            f"cannot read the moment {text!r}", hint="Say latest, a number, 2026-11-24, '2026-11-24 18:00' or 'yesterday 18:00'."
+        ) from None
     if len(text.strip()) == len("2026-11-24"):
         moment += timedelta(days=1, seconds=-1)
     return moment.astimezone(UTC)

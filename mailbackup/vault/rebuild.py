@@ -33,7 +33,18 @@ def rebuild(store: Store, state: State, reader: VaultReader, writer: PublicKey, 
     for row, ref in reader.mailboxes(snapshot):
         tree = reader.record(ref, MailboxTree, f"tree of {row.address}")
         unit = CachedUnit(
-            0, "mail", row.key, row.location, row.address, from_name(tree.path), row.messages, row.bytes, row.stale, False, codec.encode(tree), ref
+            0,
+            "mail",
+            row.key,
+            row.location,
+            row.address,
+            from_name(tree.path),
+            row.messages,
+            row.bytes,
+            row.stale,
+            False,
+            codec.encode(tree),
+            ref,
         )
         _mailbox(state, reader, state.put_unit(unit), tree)
         boxes, messages = boxes + 1, messages + row.messages
@@ -69,8 +80,11 @@ def _directory(state: State, reader: VaultReader, snapshot: Snapshot, directory:
         _segment(state, reader, unit, FILES, snapshot.root.blocks, row, None)
 
 
-def _segment(state: State, reader: VaultReader, unit: int, folder: bytes, blocks: Sequence[BlockRow], row: SegmentRow, flags: bytes | None) -> None:
+def _segment(
+    state: State, reader: VaultReader, unit: int, folder: bytes, blocks: Sequence[BlockRow], row: SegmentRow, flags: bytes | None
+) -> None:
     data = reader.blocks.blob(resolve(blocks, row.ref))
     zeros = array("Q", bytes(8 * row.count))
-    state.put_segment(unit, folder, CachedSegment(row.ref.blob, data, zeros, zeros if flags is None else array("Q"), flags or b"", dirty=False))
-
+    state.put_segment(
+        unit, folder, CachedSegment(row.ref.blob, data, zeros, zeros if flags is None else array("Q"), flags or b"", dirty=False)
+    )

@@ -74,7 +74,9 @@ def _rewind(store: Store, state: State, anchors: Anchors, writer: PublicKey) -> 
 def _behind(pinned: int, state: State) -> Finding:
     head = state.head
     assert head is not None, "the ledger was followed"
-    return Finding(FindingKind.STATE_OLD, f"entries {pinned + 1} to {head[0]}", "the state was older than the vault; it was brought up to date")
+    return Finding(
+        FindingKind.STATE_OLD, f"entries {pinned + 1} to {head[0]}", "the state was older than the vault; it was brought up to date"
+    )
 
 
 def _follow(store: Store, state: State, anchors: Anchors, writer: PublicKey) -> list[Finding]:

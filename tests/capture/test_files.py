@@ -427,7 +427,9 @@ def rewrite(path: str) -> None:
 
 
 @pytest.mark.case("9")
-@pytest.mark.parametrize("change", [append, lambda path: os.truncate(path, os.path.getsize(path) // 2), rewrite], ids=["grows", "shrinks", "rewritten"])
+@pytest.mark.parametrize(
+    "change", [append, lambda path: os.truncate(path, os.path.getsize(path) // 2), rewrite], ids=["grows", "shrinks", "rewritten"]
+)
 def test_a_file_that_changed_while_it_was_read_is_read_again(world, monkeypatch, change):
     path = write(f"{world.home}/file", b"1234567890")
     while_read(monkeypatch, 1, lambda: change(path))
@@ -437,7 +439,9 @@ def test_a_file_that_changed_while_it_was_read_is_read_again(world, monkeypatch,
 
 
 @pytest.mark.case("9")
-@pytest.mark.parametrize("change", [append, lambda path: os.truncate(path, os.path.getsize(path) // 2), rewrite], ids=["grows", "shrinks", "rewritten"])
+@pytest.mark.parametrize(
+    "change", [append, lambda path: os.truncate(path, os.path.getsize(path) // 2), rewrite], ids=["grows", "shrinks", "rewritten"]
+)
 def test_a_file_that_never_stands_still_is_flagged_and_what_was_read_is_whole(world, monkeypatch, change):
     path = write(f"{world.home}/file", b"1234567890" * 100)
     while_read(monkeypatch, 3, lambda: change(path))
@@ -523,7 +527,15 @@ def chmod_twice(path: str) -> None:
         (chmod_twice, False),
         (lambda path: os.utime(path, ns=(5, os.stat(path).st_mtime_ns)), False),
     ],
-    ids=["same content, new inode", "same content, new mtime", "new content with the old mtime", "longer", "other content", "ctime only", "atime"],
+    ids=[
+        "same content, new inode",
+        "same content, new mtime",
+        "new content with the old mtime",
+        "longer",
+        "other content",
+        "ctime only",
+        "atime",
+    ],
 )
 @pytest.mark.parametrize("size", [20_000, 50_000])
 def test_what_changed_is_read_and_the_rest_is_not(world, change, sends, size):
@@ -703,7 +715,9 @@ def test_all_names_of_a_file_have_its_attributes(world):
 
 def acl(*entries: tuple[int, int, int]) -> bytes:
     """A POSIX ACL as the kernel keeps it: rows of (tag, permissions, id)."""
-    return b"\2\0\0\0" + b"".join(tag.to_bytes(2, "little") + rights.to_bytes(2, "little") + who.to_bytes(4, "little") for tag, rights, who in entries)
+    return b"\2\0\0\0" + b"".join(
+        tag.to_bytes(2, "little") + rights.to_bytes(2, "little") + who.to_bytes(4, "little") for tag, rights, who in entries
+    )
 
 
 @pytest.mark.case("15")
@@ -761,7 +775,17 @@ def test_times_are_kept_to_the_nanosecond(world):
 def test_what_is_excluded_is_neither_read_nor_entered(world):
     configure(world, 'exclude = ["*/.cache", "*.tmp", "/top/[ab]", "*/deep/*.log"]')
     kept = ["one/file", "one/cache", "top/c", "one/deep.log", "one/tmp", "one/deep/log"]
-    for name in [*kept, "one/.cache/file", "one/x/.cache/deep/file", "two.tmp", "one/three.tmp", "top/a", "top/b/file", "one/deep/x.log", "one/deep/er/x.log"]:
+    for name in [
+        *kept,
+        "one/.cache/file",
+        "one/x/.cache/deep/file",
+        "two.tmp",
+        "one/three.tmp",
+        "top/a",
+        "top/b/file",
+        "one/deep/x.log",
+        "one/deep/er/x.log",
+    ]:
         write(f"{world.home}/{name}")
     result = world.backup()
     assert (result.outcome, result.files, result.bytes_read) == ("complete", len(kept), len(kept) * len(b"content\n"))

@@ -101,7 +101,15 @@ def test_many_messages_in_one_folder(tmp_path):
 @pytest.mark.case("M13")
 def test_what_is_left_out(tmp_path):
     world = World(tmp_path)
-    kept = ("dovecot-uidlist", "dovecot-keywords", "subscriptions", "dovecot.index", "dovecot.index.log", "dovecot.mailbox.log", ".Sent/dovecot-acl")
+    kept = (
+        "dovecot-uidlist",
+        "dovecot-keywords",
+        "subscriptions",
+        "dovecot.index",
+        "dovecot.index.log",
+        "dovecot.mailbox.log",
+        ".Sent/dovecot-acl",
+    )
     gone = ("tmp/1.half", "dovecot-uidlist.lock", "dovecot.index.cache", "dovecot.index.thread", ".Sent/tmp/2.half")
     world.folder(".Sent")
     for name in (*kept, *gone):
@@ -164,7 +172,7 @@ def test_deletions_over_many_nights(tmp_path):
     world.backup()
     cur, pictures = f"{world.maildir()}/cur", {}
     for night in range(12):
-        for name in sorted(os.listdir(cur))[night :: 29]:
+        for name in sorted(os.listdir(cur))[night::29]:
             os.unlink(f"{cur}/{name}")
         result = world.backup()
         assert (result.outcome, result.new_messages, result.messages) == ("complete", 0, len(os.listdir(cur)))

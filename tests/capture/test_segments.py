@@ -96,7 +96,9 @@ REFS = st.builds(
     lambda pack, number, start, size, data: BlobRef(PackId(f"{pack:032x}"), number, number * 100, 99, start, size, blob_id(data)),
     st.integers(0, 3), st.integers(0, 3), st.integers(0, 2**20), st.integers(0, 2**20), st.binary(max_size=3),
 )  # fmt: skip
-OWNERS = st.builds(Owner, st.integers(0, 0o7777), st.integers(0, 2**32 - 1), st.none() | st.text(), st.integers(0, 2**32 - 1), st.none() | st.text())
+OWNERS = st.builds(
+    Owner, st.integers(0, 0o7777), st.integers(0, 2**32 - 1), st.none() | st.text(), st.integers(0, 2**32 - 1), st.none() | st.text()
+)
 
 
 @st.composite

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -83,11 +84,8 @@ def test_a_link_that_waits_in_the_target_is_not_followed(world):
     os.makedirs(victim)
     os.makedirs(there)
     os.symlink(victim, f"{there}/user")
-    try:
-        result = world.restore_files("out")
-        assert result.outcome == "incomplete"
-    except SafetyRefusal as refusal:
-        assert "symbolic link" in str(refusal)
+    with contextlib.suppress(SafetyRefusal):
+        assert world.restore_files("out").outcome == "incomplete"
     assert os.listdir(victim) == []
 
 

@@ -69,6 +69,8 @@ def test_a_vanished_object_is_seen_by_no_verb(inner: MemoryStore, hide: Callable
 
 
 FRESH = entry_key(1)
+
+
 def write_one(store: Store, *pieces: bytes) -> None:
     with store.create(FRESH) as writer:
         for piece in pieces or [b"x"]:

@@ -191,5 +191,3 @@ def test_a_read_only_file_system_can_be_read_and_refuses_the_rest(tmp_path: obje
                     refused()
             with pytest.raises(ObjectMissing):
                 store.get(OTHER, LIMIT)
-
-

@@ -13,7 +13,18 @@ from mailbackup.testing.store_contract import VAULT
 
 
 @pytest.mark.parametrize(
-    "url", ["", "/var/backups", "ftp://box/x", "s3+x://bucket", "file:relative", "file://relative", "file://host/path", "file://", "file:///a%00b"]
+    "url",
+    [
+        "",
+        "/var/backups",
+        "ftp://box/x",
+        "s3+x://bucket",
+        "file:relative",
+        "file://relative",
+        "file://host/path",
+        "file://",
+        "file:///a%00b",
+    ],
 )
 def test_an_address_that_no_store_understands_is_a_configuration_error(url: str) -> None:
     with pytest.raises(ConfigInvalid, match="cellar") as refused:

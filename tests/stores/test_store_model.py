@@ -157,6 +157,4 @@ assert all(map(is_object_key, POOL))
 TestMemoryModel = MemoryMachine.TestCase
 TestMemoryModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestLocalModel = LocalMachine.TestCase
-TestLocalModel.settings = settings(
-    max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+TestLocalModel.settings = settings(max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
