@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mailbackup import config as configuration
@@ -47,7 +47,8 @@ from mailbackup.model.results import (
     SnapshotRow,
     VerifyResult,
 )
-from mailbackup.model.tree import Snapshot
+from mailbackup.model.tree import MailboxTree, Snapshot
+from mailbackup.model.version import TOOL, VERSION
 from mailbackup.restore.browse import mailbox_lines, message_bytes, message_lines
 from mailbackup.restore.execute import Executor
 from mailbackup.restore.plan import Planner, plan_files, plan_mailbox
@@ -64,7 +65,6 @@ from mailbackup.vault.replay import start
 from mailbackup.vault.state import FILE_NAME, State, move_aside, remembered
 from mailbackup.vault.writer import VaultWriter, WriterKeys, ensure_epoch
 
-TOOL = "mailbackup"
 _RESCANNED = "rescanned_at"
 _DAY = 86400
 
@@ -81,7 +81,7 @@ class InitOptions:
     stores: tuple[str, ...]
     kit_out: str
     domain: str | None = None
-    passphrase: str | None = None
+    passphrase: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,11 +213,9 @@ def _backup(context: Context, findings: list[Finding], *, rescan: bool, accept_s
 
 
 def _sources(config: Config, *, rescan: bool, accept_shrink: bool) -> Sources:
-    from importlib.metadata import version
-
     return Sources(
         host=config.host.name,
-        tool=f"{TOOL} {version(TOOL)}",
+        tool=f"{TOOL} {VERSION}",
         mail=config.mail,
         directories=config.directories,
         max_shrink=config.backup.max_shrink,
@@ -363,26 +361,30 @@ def restore_mailbox(
         snapshot = reader.snapshot(reader.find(at))
         if address is not None:
             _, tree = reader.mailbox(snapshot, address, location)
-            planner = Planner(Target(to), overwrite=overwrite)
-            for _ in plan_mailbox(reader, tree, planner, folder=folder):
-                context.on_event(Phase("reading the listing"))
-            return _executed(context, reader, store, planner, to, snapshot.seq, began, overwrite=overwrite, dry_run=dry_run)
+            return _restore_tree(context, reader, store, tree, snapshot.seq, to, folder, overwrite=overwrite, dry_run=dry_run)
         if not dry_run:
             Target(to).prepare()  # also when there is no mailbox: what was asked for exists then, empty
-        results = [
-            restore_mailbox(
-                context,
-                line.key,
-                to=os.path.join(to, _folder_of(line)),
-                folder=folder,
-                at=str(snapshot.seq),
-                overwrite=overwrite,
-                dry_run=dry_run,
-            )
-            for line in mailbox_lines(reader, snapshot)
-            if location in (None, line.location)
-        ]
+        results = []
+        for row, ref in reader.mailboxes(snapshot):
+            if location in (None, row.location):
+                tree = reader.record(ref, MailboxTree, f"tree of {row.address}")
+                place = os.path.join(to, _folder_of(row.address))
+                results.append(
+                    _restore_tree(context, reader, store, tree, snapshot.seq, place, folder, overwrite=overwrite, dry_run=dry_run)
+                )
         return _summed(results, snapshot.seq, store, began)
+
+
+def _restore_tree(
+    context: Context, reader: VaultReader, store: CountedStore, tree: MailboxTree, seq: int, to: str, folder: str | None, *, overwrite: bool,
+    dry_run: bool,
+) -> RestoreResult:  # fmt: skip
+    """Restore one mailbox."""
+    began = time.monotonic()
+    context.on_event(Phase("reading the listing"))
+    planner = Planner(Target(to), overwrite=overwrite)
+    plan_mailbox(reader, tree, planner, folder=folder)
+    return _executed(context, reader, store, planner, to, seq, began, overwrite=overwrite, dry_run=dry_run)
 
 
 def restore_files(
@@ -425,9 +427,9 @@ def _executed(
     )  # fmt: skip
 
 
-def _folder_of(line: MailboxLine) -> str:
+def _folder_of(address: str) -> str:
     """A folder name for a mailbox: its address, made harmless."""
-    return line.address.replace("/", "%2F").replace("\0", "%00")
+    return address.replace("/", "%2F").replace("\0", "%00")
 
 
 def _summed(results: list[RestoreResult], seq: int, store: CountedStore, began: float) -> RestoreResult:
@@ -440,7 +442,7 @@ def _summed(results: list[RestoreResult], seq: int, store: CountedStore, began: 
     return RestoreResult(
         outcome=outcome, seq=seq, messages=sum(r.messages for r in results), files=sum(r.files for r in results),
         bytes=sum(r.bytes for r in results), kept=sum(r.kept for r in results),
-        fetched=Fetched(store.requests + sum(r.fetched.requests for r in results), store.bytes_read + sum(r.fetched.bytes for r in results)),
+        fetched=Fetched(store.requests, store.bytes_read),
         seconds=round(time.monotonic() - began, 3), findings=tuple(f for r in results for f in r.findings), plan=tuple(p for r in results for p in r.plan),
     )  # fmt: skip
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from mailbackup.errors import DamageError, MailbackupError, StoreError, WrongIdentity
 from mailbackup.model.events import OnEvent, Phase, Progress
 from mailbackup.model.finding import Finding, FindingKind
 from mailbackup.model.ids import PackId, from_name, safe_path, show
-from mailbackup.model.tree import BlobRef, BlockRow, MailboxTree, Ref, Segment, Snapshot
+from mailbackup.model.tree import BlobRef, BlockRow, MailboxRow, MailboxTree, Ref, Segment, Snapshot
 from mailbackup.upkeep.registry import Registry
 from mailbackup.vault.chain import Link
 from mailbackup.vault.reader import VaultReader
 from mailbackup.vault.trees import decode_flags, decode_segment, owner_of, resolve
-
-T = TypeVar("T")
 
 _FINDINGS_AT_MOST = 1000  # one lost block can concern a million messages
 
@@ -92,9 +90,7 @@ class Auditor:
         root = snapshot.root
         for row in root.mailboxes:
             self._live(root.blocks, [row.ref], "mailbox table")
-        mailboxes, messages, size = 0, 0, 0
-        for mailbox, ref in self._guard(self._reader.mailboxes(snapshot), "mailbox table"):
-            mailboxes, messages, size = mailboxes + 1, messages + mailbox.messages, size + mailbox.bytes
+        for mailbox, ref in self._table(snapshot):
             self._live_refs([ref], mailbox.address)
             try:
                 tree = self._reader.record(ref, MailboxTree, f"tree of {mailbox.address}")
@@ -102,16 +98,26 @@ class Auditor:
                 self._find(FindingKind.RECORD_INVALID, mailbox.address, error)
                 continue
             self._compare(mailbox.address, self._mailbox(tree), (mailbox.messages, mailbox.bytes))
-        sources = [source for source in snapshot.sources if source.kind == "mail"]
-        self._compare(
-            f"snapshot {snapshot.seq}", (mailboxes, messages, size),
-            (sum(s.mailboxes for s in sources), sum(s.messages for s in sources), sum(s.bytes for s in sources)),
-        )  # fmt: skip
         for directory in root.directories:
             path = show(from_name(directory.path))
             parts = [self._segment(root.blocks, row.ref, None, path, row.count) for row in directory.segments]
             if _UNREADABLE not in parts:
                 self._compare(path, (sum(part.bytes for part in parts),), (directory.bytes,))
+
+    def _table(self, snapshot: Snapshot) -> list[tuple[MailboxRow, BlobRef]]:
+        """The rows of the mailbox table as far as it can be read, compared with what the snapshot says of its sources."""
+        rows: list[tuple[MailboxRow, BlobRef]] = []
+        try:
+            for row in self._reader.mailboxes(snapshot):
+                rows.append(row)  # not a comprehension: those before the damage count
+        except (DamageError, WrongIdentity) as error:
+            self._find(FindingKind.RECORD_INVALID, "mailbox table", error)
+            return rows
+        found = (len(rows), sum(row.messages for row, _ in rows), sum(row.bytes for row, _ in rows))
+        sources = [source for source in snapshot.sources if source.kind == "mail"]
+        said = (sum(s.mailboxes for s in sources), sum(s.messages for s in sources), sum(s.bytes for s in sources))
+        self._compare(f"snapshot {snapshot.seq}", found, said)
+        return rows
 
     def _mailbox(self, tree: MailboxTree) -> tuple[int, int]:
         """Messages and bytes as its folders say; that they say what is there is checked here."""
@@ -210,12 +216,6 @@ class Auditor:
             life = self._registry.packs.get(pack)
             if life is None or not life.lives(number, self._seq):
                 self._find(FindingKind.NOT_LIVE, subject, f"block {number} of pack {pack} was not live at entry {self._seq}")
-
-    def _guard(self, rows: Iterator[T], what: str) -> Iterator[T]:
-        try:
-            yield from rows
-        except (DamageError, WrongIdentity) as error:
-            self._find(FindingKind.RECORD_INVALID, what, error)
 
     def _find(self, kind: FindingKind, subject: str, detail: object) -> None:
         if len(self.result.findings) >= _FINDINGS_AT_MOST:

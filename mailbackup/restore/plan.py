@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from mailbackup.errors import NotFound, RecordInvalid, UnsafeName
@@ -134,10 +134,8 @@ def _join(*parts: bytes) -> bytes:
     return b"/".join(part for part in parts if part)
 
 
-def plan_mailbox(
-    reader: VaultReader, tree: MailboxTree, planner: Planner, *, prefix: bytes = b"", folder: str | None = None
-) -> Iterator[tuple[bytes, int]]:
-    """Plan a mailbox, or one folder of it with its state files. Yields (folder, messages) as it goes. Raises NotFound for an unknown folder."""
+def plan_mailbox(reader: VaultReader, tree: MailboxTree, planner: Planner, *, prefix: bytes = b"", folder: str | None = None) -> None:
+    """Plan a mailbox, or one folder of it with its state files. Raises NotFound for an unknown folder."""
     chosen = [f for f in tree.folders if folder is None or folder_matches(from_name(f.name), folder)]
     if not chosen:
         names = ", ".join(sorted(show(from_name(f.name)) or "INBOX" for f in tree.folders))
@@ -150,7 +148,6 @@ def plan_mailbox(
         place = safe_path(row.name) if row.name else b""
         for found in reader.messages(tree, row):
             planner.add(found, prefix, place)
-        yield from_name(row.name), row.messages
 
 
 def _belongs(path: bytes, chosen: set[bytes], tree: MailboxTree) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from mailbackup import app
 from mailbackup.model.finding import FindingKind
-from tests.capture.look import check, kinds
+from tests.capture.look import check, kinds, open_directory, without_rights
 from tests.world import ALICE, World, messages_in
 
 BOB = "bob@example.org"
@@ -183,6 +183,51 @@ def test_a_small_location_that_is_not_there_is_kept_too(world: World) -> None:
     os.rename(world.mail, f"{world.root}/aside")
     result = world.backup()
     assert (result.outcome, result.messages, len(restored(world, "out"))) == ("incomplete", 5, 5)
+
+
+@pytest.mark.parametrize("mode", [0, 0o100, 0o400])
+def test_a_domain_that_cannot_be_looked_into(mode: int) -> None:
+    """Its mailboxes are no deleted accounts: they stay, stale, however few messages they hold; the other domain goes on."""
+    with open_directory() as root:
+        world = World(root)
+        deliver(world, 3)
+        deliver(world, 2, BOB)
+        deliver(world, 4, "carl@example.net")
+        world.settle()
+        world.backup()
+        deliver(world, 1, "carl@example.net", first=50)
+        with without_rights(world):
+            os.chmod(f"{world.mail}/example.org", mode)
+            runs = [world.backup(), world.backup()]
+            os.chmod(f"{world.mail}/example.org", 0o755)
+        for result in runs:
+            assert (result.outcome, result.mailboxes, result.messages) == ("incomplete", 3, 10)
+            assert kinds(result).count(FindingKind.MAILBOX_MISSING) == 2
+        assert stale(world) == {ALICE: True, BOB: True, "carl@example.net": False}
+        back = world.backup()
+        check(world, back)
+        assert (back.messages, back.new_messages, any(stale(world).values())) == (10, 0, False)
+
+
+def test_a_location_that_is_no_longer_configured(world: World) -> None:
+    """What nobody asks for any more leaves the next snapshot, whatever its size: the configuration says it is meant."""
+    deliver(world, 100)
+    second = f"{world.root}/second"
+    os.makedirs(f"{second}/dora/Maildir/cur")
+    for n in range(60):
+        with open(f"{second}/dora/Maildir/cur/{n}.x:2,", "wb") as file:
+            file.write(b"Subject: x\n\n%d\n" % n)
+    with open(world.config_path, encoding="utf-8") as file:
+        before = file.read()
+    with open(world.config_path, "a", encoding="utf-8") as file:
+        file.write(f'\n[[mail]]\nname = "second"\npath = "{second}/{{user}}/Maildir"\n')
+    both = world.backup()
+    assert (both.mailboxes, both.messages) == (2, 160)
+    with open(world.config_path, "w", encoding="utf-8") as file:
+        file.write(before)
+    result = world.backup()
+    check(world, both, result)
+    assert (result.mailboxes, result.messages, stale(world)) == (1, 100, {ALICE: False})
 
 
 # ---------------------------------------------------------------- directory sources

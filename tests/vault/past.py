@@ -18,11 +18,12 @@ from msgspec.structs import replace as with_other
 from mailbackup import app, kit
 from mailbackup.audit.walk import Auditor
 from mailbackup.crypto.age import AgeOpener, open_epoch
-from mailbackup.crypto.signing import SigningKey
+from mailbackup.crypto.signing import SigningKey, seal_line
+from mailbackup.model import codec
 from mailbackup.model.events import ignore
 from mailbackup.model.finding import FindingKind
-from mailbackup.model.ids import PublicKey
-from mailbackup.model.ledger import Anchors
+from mailbackup.model.ids import PackId, PublicKey, act_key, digest, entry_key
+from mailbackup.model.ledger import Act, Anchors, DamagedPack, LedgerEntry
 from mailbackup.model.results import BackupResult
 from mailbackup.upkeep.registry import Registry
 from mailbackup.vault.chain import Trust, find_head, walk
@@ -48,12 +49,13 @@ class Past(World):
     def __init__(self, root: object) -> None:
         super().__init__(root, directories=True)
         self.past: dict[int, Look] = {}
+        self.workers = 0
 
     @property
     def context(self) -> app.Context:
-        """As a World's, with one thread."""
+        """As a World's, with one thread (no workers)."""
         context = super().context
-        return replace(context, config=with_other(context.config, backup=with_other(context.config.backup, workers=0)))
+        return replace(context, config=with_other(context.config, backup=with_other(context.config.backup, workers=self.workers)))
 
     def backup(self, **options: Any) -> BackupResult:
         """A run, complete or not; what the sources held is remembered for every snapshot that it made or left pending."""
@@ -131,6 +133,27 @@ class Past(World):
         """The bytes of an object."""
         with open(f"{self.vault}/{key}", "rb") as file:
             return file.read()
+
+    def put_entry(self, signer: SigningKey, **members: Any) -> None:
+        """Add an entry to the ledger, signed by whoever."""
+        seq = self.ledger()[-1]["seq"] + 1
+        prev = digest(self.raw(entry_key(seq - 1)))
+        entry = LedgerEntry(
+            format=1, vault=self.anchors.vault, seq=seq, prev=prev, time="2026-11-24T02:30:00Z", signer=signer.public, **members
+        )  # fmt: skip
+        with contextlib.closing(self.store()) as store:
+            store.put(entry_key(seq), seal_line(codec.encode(entry), signer))
+
+    def damage_act(self, packs: list[str], signer: SigningKey | None = None) -> None:
+        """Act 1 of the store: someone, by default the admin, says that these packs are damaged."""
+        signer = signer or self.admin
+        rows = tuple(DamagedPack(id=PackId(os.path.basename(pack)), blocks="0") for pack in packs)
+        act = Act(
+            format=1, vault=self.anchors.vault, chain="c" * 32, seq=1, prev=None, type="damage", time="2026-11-24T02:30:00Z", signer=signer.public,
+            packs=rows,
+        )  # fmt: skip
+        with contextlib.closing(self.store()) as store:
+            store.put(act_key(1), seal_line(codec.encode(act), signer))
 
     def packs(self) -> list[str]:
         """Paths of the packs in the store."""

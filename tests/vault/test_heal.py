@@ -1,18 +1,14 @@
 """What the store lost is sent again by the next run, as far as the source still has it, and the run says so."""
 
-import contextlib
 import os
 
 import pytest
 
 from mailbackup import app
 from mailbackup.content import writer as packing
-from mailbackup.crypto.signing import seal_line
 from mailbackup.errors import ObjectMissing, StoreUnavailable
-from mailbackup.model import codec
 from mailbackup.model.finding import FindingKind
-from mailbackup.model.ids import PackId, act_key, blob_id
-from mailbackup.model.ledger import Act, DamagedPack
+from mailbackup.model.ids import blob_id
 from mailbackup.model.results import BackupResult
 from mailbackup.testing.faults import FailOnce, flip_bit, swap, truncate
 from tests.vault.past import LARGE, Past, letter
@@ -79,17 +75,6 @@ def test_everything_is_lost(world):
     check_healed(world, world.backup(), {2, 3})
 
 
-def damage_act(world: Past, *packs: str) -> None:
-    """The admin says that these packs are damaged."""
-    rows = tuple(DamagedPack(id=PackId(os.path.basename(pack)), blocks="0") for pack in packs)
-    anchors, admin = world.anchors, world.admin
-    act = Act(
-        format=1, vault=anchors.vault, chain="c" * 32, seq=1, prev=None, type="damage", time="2026-11-24T02:30:00Z", signer=admin.public, packs=rows
-    )  # fmt: skip
-    with contextlib.closing(world.store()) as store:
-        store.put(act_key(1), seal_line(codec.encode(act), admin))
-
-
 @pytest.mark.parametrize("kind", ["truncated", "replaced", "named by an act"])
 def test_damaged_packs_are_sent_again(world, kind):
     packs = live_packs(world)
@@ -102,12 +87,12 @@ def test_damaged_packs_are_sent_again(world, kind):
     else:
         for pack in packs:
             flip_bit(pack, 100)  # nothing that a listing shows
-        damage_act(world, *packs)
+        world.damage_act(packs)
     check_healed(world, world.backup(), {2, 3})
 
 
 def test_an_act_that_lies_costs_bytes_only(world):
-    damage_act(world, *live_packs(world))
+    world.damage_act(live_packs(world))
     result = world.backup()
     assert [finding.kind for finding in result.findings] == [HEALED]
     world.check_restores(result.seq)
