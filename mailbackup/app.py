@@ -364,11 +364,13 @@ def restore_mailbox(
             return _restore_tree(context, reader, store, tree, snapshot.seq, to, folder, overwrite=overwrite, dry_run=dry_run)
         if not dry_run:
             Target(to).prepare()  # also when there is no mailbox: what was asked for exists then, empty
-        results = []
+        results, taken = [], set()
         for row, ref in reader.mailboxes(snapshot):
             if location in (None, row.location):
                 tree = reader.record(ref, MailboxTree, f"tree of {row.address}")
-                place = os.path.join(to, _folder_of(row.address))
+                name = row.address if row.address not in taken else f"{row.address} {row.key}"  # two mailboxes may have one address
+                taken.add(name)
+                place = os.path.join(to, _folder_of(name))
                 results.append(
                     _restore_tree(context, reader, store, tree, snapshot.seq, place, folder, overwrite=overwrite, dry_run=dry_run)
                 )
@@ -427,9 +429,10 @@ def _executed(
     )  # fmt: skip
 
 
-def _folder_of(address: str) -> str:
-    """A folder name for a mailbox: its address, made harmless."""
-    return address.replace("/", "%2F").replace("\0", "%00")
+def _folder_of(name: str) -> str:
+    """A folder name for a mailbox: its address (and key), made harmless."""
+    safe = name.replace("/", "%2F").replace("\0", "%00")
+    return safe if safe.strip(".") else safe.replace(".", "%2E")
 
 
 def _summed(results: list[RestoreResult], seq: int, store: CountedStore, began: float) -> RestoreResult:

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from mailbackup.capture.scan import FolderScan, Seen
+from mailbackup.capture.scan import ABSENT, FolderScan, Seen
 from mailbackup.content.block import Piece
 from mailbackup.model import codec
 from mailbackup.model.codec import Record
@@ -155,6 +155,11 @@ class FolderWork:
     pairs: list[Pair] = field(default_factory=list)
     removed: list[BlobRef] = field(default_factory=list)  # blobs that its tree refers to once less than before
     added: list[Place] = field(default_factory=list)  # and once more
+
+    @property
+    def vanished(self) -> bool:
+        """Whether its directories were not there any more when it was listed."""
+        return not self.stale and self.scan.stamps == (ABSENT, ABSENT)
 
     @property
     def changed(self) -> bool:

@@ -29,6 +29,7 @@ from mailbackup.vault.writer import VaultWriter
 
 _LOOKS_AT_MOST = 60
 _LOOKS_WITHOUT_NEWS = 3  # in a row, at folders that go on changing: nothing more is expected
+_FOLDER_LISTINGS_AT_MOST = 5
 _ABSENT_LOOKS = 5  # in a row, in all folders: expunged
 
 
@@ -75,9 +76,13 @@ class MailFolders:
         """List and read what is new. Raises Unreadable when the mailbox itself cannot be listed."""
         names, failed = folders(self._root)
         facts = DirFacts(self._state, None if self._rescan else self._unit_number)
-        for name in names:
-            work = self.work[name] = FolderWork(name, FolderScan(self._path(name)), self._known.get(name))
-            self._folder(work, facts)
+        for _ in range(_FOLDER_LISTINGS_AT_MOST):
+            for name in names:
+                work = self.work[name] = FolderWork(name, FolderScan(self._path(name)), self._known.get(name))
+                self._folder(work, facts)
+            if not any(self.work[name].vanished for name in names):
+                break
+            names = [name for name in folders(self._root)[0] if name not in self.work]  # it has another name now, most likely
         self._look_back()
         self._keep_unreadable(failed)
         if self._keep_gone:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from mailbackup.errors import DamageError, SafetyRefusal, StoreError, UnsafeName, WouldOverwrite, WrongIdentity
+from mailbackup.errors import DamageError, NoSpace, SafetyRefusal, StoreError, WouldOverwrite, WrongIdentity
 from mailbackup.model.events import OnEvent, Phase, Progress
 from mailbackup.model.finding import Finding, FindingKind
-from mailbackup.model.ids import safe_path, show
+from mailbackup.model.ids import show
 from mailbackup.model.tree import BlobRef
-from mailbackup.restore.plan import RestorePlan, Step
+from mailbackup.restore.plan import Names, RestorePlan, Step
 from mailbackup.restore.target import AttributeKept, Target
 from mailbackup.vault.blocks import BlockStream
 from mailbackup.vault.reader import VaultReader
@@ -38,7 +37,7 @@ class Executor:
         self._target = target
         self._overwrite = overwrite
         self._on_event = on_event
-        self._links: dict[bytes, bytes] = {}  # first name of a hard-linked file → where it was restored
+        self._links: dict[Names, bytes] = {}  # hard-linked files that are in place → where
         self._owners_kept = 0
         self.done = Done(findings=list(plan.findings))
 
@@ -59,11 +58,9 @@ class Executor:
 
     def _run(self) -> None:
         plan = self._plan
-        for step in plan.directories:
-            self._guarded(step, lambda step=step: self._target.make_directory(step.path))  # type: ignore[misc]
+        made = [step for step in plan.directories if self._guarded(step, lambda step=step: self._target.make_directory(step.path))]  # type: ignore[misc]
         for step in plan.kept:
-            with contextlib.suppress(UnsafeName):
-                self._remember_name(step)
+            self._remember_name(step)
         plan.files.sort(key=lambda step: (step.refs[-1][:3] if step.refs else ("", 0, 0), step.path))
         total = len(plan.files)
         self._on_event(Phase("restoring", total, "files"))
@@ -76,8 +73,8 @@ class Executor:
         finally:
             stream.close()
         for step in plan.others:
-            self._guarded(step, lambda step=step: self._special(step))  # type: ignore[misc]
-        for step in sorted(plan.directories, key=lambda step: step.path.count(b"/") + bool(step.path), reverse=True):
+            self.done.files += self._guarded(step, lambda step=step: self._special(step))  # type: ignore[misc]
+        for step in sorted(made, key=lambda step: step.path.count(b"/") + bool(step.path), reverse=True):
             self._guarded(step, lambda step=step: self._target.finish_directory(step.path, step.entry, step.owner))  # type: ignore[misc]
         if self._owners_kept:
             detail = f"{self._owners_kept} files and directories belong to the user who restored them; only root can set owners"
@@ -86,26 +83,21 @@ class Executor:
     def _file(self, step: Step, stream: BlockStream) -> None:
         parts: list[bytes] | Iterator[bytes]
         try:
-            first = self._first_name(step)
+            first = None if step.names is None else self._links.get(step.names)
             if first is not None:
-                self._guarded(step, lambda: self._target.link(step.path, first, replace=self._overwrite))
+                whole = self._guarded(step, lambda: self._target.link(step.path, first, replace=self._overwrite))
             else:
                 parts = [stream.blob(ref) for ref in step.refs] if step.entry.size <= _IN_MEMORY else _checked(stream, step.refs)
-                self._guarded(step, lambda: self._write(step, parts))
-        except (DamageError, UnsafeName, WrongIdentity, StoreError) as error:
+                whole = self._guarded(step, lambda: self._write(step, parts))
+        except (DamageError, WrongIdentity, StoreError) as error:
             if isinstance(error, StoreError) and error.retryable:
                 raise
-            self.done.findings.append(Finding(FindingKind.NOT_RESTORED, show(step.path), str(error)))
+            self._not_restored(step, error)
             return
-        self.done.messages += step.is_message
-        self.done.files += not step.is_message
-        self.done.bytes += step.entry.size
-
-    def _first_name(self, step: Step) -> bytes | None:
-        if step.entry.hard is None or step.is_message:
-            return None
-        group = safe_path(step.entry.hard)
-        return self._links.get(group)
+        if whole:
+            self.done.messages += step.is_message
+            self.done.files += not step.is_message
+            self.done.bytes += step.entry.size
 
     def _write(self, step: Step, parts: list[bytes] | Iterator[bytes]) -> None:
         through = None
@@ -121,15 +113,14 @@ class Executor:
 
     def _remember_name(self, step: Step) -> None:
         """Further names of a hard-linked file become names of what lies there now."""
-        if step.entry.type == "f" and step.entry.hard is not None and not step.is_message:
-            self._links.setdefault(safe_path(step.entry.hard), step.path)
+        if step.names is not None:
+            self._links.setdefault(step.names, step.path)
 
     def _special(self, step: Step) -> None:
         self._target.special(step.path, step.entry, step.owner, replace=self._overwrite)
-        self.done.files += 1
 
-    def _guarded(self, step: Step, action: Callable[[], None]) -> None:
-        """Run a step of the target; what concerns only this entry becomes a finding."""
+    def _guarded(self, step: Step, action: Callable[[], None]) -> bool:
+        """Run a step of the target, and return whether what it concerns is in place now. What concerns only this entry becomes a finding."""
         try:
             action()
         except AttributeKept as kept:
@@ -137,11 +128,17 @@ class Executor:
                 self._owners_kept += 1
             else:
                 self.done.findings.append(Finding(FindingKind.ATTRIBUTE_KEPT, show(step.path), str(kept)))
-        except SafetyRefusal as error:
-            if isinstance(error, WouldOverwrite | UnsafeName) or type(error) is SafetyRefusal:
-                self.done.findings.append(Finding(FindingKind.NOT_RESTORED, show(step.path), str(error)))
-                return
+        except NoSpace:
             raise
+        except (SafetyRefusal, DamageError, StoreError) as error:
+            if isinstance(error, StoreError) and error.retryable:
+                raise
+            self._not_restored(step, error)
+            return False
+        return True
+
+    def _not_restored(self, step: Step, error: Exception) -> None:
+        self.done.findings.append(Finding(FindingKind.NOT_RESTORED, show(step.path), str(error)))
 
 
 def _checked(stream: BlockStream, refs: tuple[BlobRef, ...]) -> Iterator[bytes]:

@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from enum import Enum, auto
 
-from mailbackup.errors import SafetyRefusal, StoreRefused, WouldOverwrite
+from mailbackup.errors import RecordInvalid, SafetyRefusal, StoreRefused, WouldOverwrite
 from mailbackup.host import group_id, translate_os_error, user_id
 from mailbackup.model.ids import from_name, show
 from mailbackup.model.tree import Entry, Mtime, Owner
@@ -212,32 +212,41 @@ class Target:
         return "" if (status.st_uid, status.st_gid) == (owner.uid, owner.gid) else "owner"
 
     def _directory(self, path: bytes) -> int:
-        """A descriptor of a directory below the root, made if need be, reached without following a link."""
+        """A descriptor of a directory below the root, made if need be, reached without following a link. It stays open for the next calls."""
         fd = self._descriptors.get(path)
         if fd is not None:
             self._descriptors.move_to_end(path)
             return fd
         with self._translated(path):
-            if not path:
-                fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            else:
-                parent, name = os.path.split(path)
-                fd = _enter(self._directory(parent), name)
-        self._descriptors[path] = fd
-        while len(self._descriptors) > _DESCRIPTORS:
-            oldest = next(iter(self._descriptors))
-            if oldest == path or path.startswith(oldest + b"/") or not oldest:
-                self._descriptors.move_to_end(oldest)
-                if len(self._descriptors) > 2 * _DESCRIPTORS:
-                    break
-                continue
-            os.close(self._descriptors.pop(oldest))
+            fd = self._descriptors[path] = self._walk(path)
+        if len(self._descriptors) > _DESCRIPTORS:
+            os.close(self._descriptors.popitem(last=False)[1])
+        return fd
+
+    def _walk(self, path: bytes) -> int:
+        """Enter component after component, from the nearest directory that is open."""
+        above = path
+        while above and above not in self._descriptors:
+            above = os.path.dirname(above)
+        if above in self._descriptors:
+            fd = os.dup(self._descriptors[above])
+        else:
+            fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        for name in path[len(above) :].split(b"/"):
+            if name:
+                try:
+                    below = _enter(fd, name)
+                finally:
+                    os.close(fd)
+                fd = below
         return fd
 
     @contextlib.contextmanager
     def _translated(self, path: bytes) -> Iterator[None]:
         try:
             yield
+        except (ValueError, OverflowError) as error:  # a number or a name that this system cannot have
+            raise RecordInvalid(f"{show(self._full(path))}: {error}") from None
         except OSError as error:
             if error.errno in (errno.EEXIST, errno.EISDIR):
                 raise WouldOverwrite(f"something else is at {show(self._full(path))}", hint="Move it away and run again.") from None

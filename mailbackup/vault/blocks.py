@@ -9,13 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from mailbackup.content.block import blob_of, open_block
 from mailbackup.content.ports import Opener
-from mailbackup.errors import ObjectDamaged
+from mailbackup.errors import DamageError, ObjectDamaged, WrongIdentity
 from mailbackup.model.ids import pack_key
 from mailbackup.model.tree import SEALED_LIMIT, BlobRef
 from mailbackup.stores.base import Store
 
 _CACHE = 32 << 20  # bytes of opened blocks that wait for their next use
 _AHEAD = 12 << 20  # bytes of blocks (as stored) that are fetched before they are asked for
+_AHEAD_BLOCKS = 8  # of these: some kilobytes may unpack to 16 MiB each
 
 BlockName = tuple[str, int]
 
@@ -73,6 +74,7 @@ class BlockStream:
         self._ahead = 0
         self._held: OrderedDict[BlockName, bytes] = OrderedDict()
         self._held_bytes = 0
+        self._broken: dict[BlockName, DamageError | WrongIdentity] = {}
         self._pool = ThreadPoolExecutor(max(1, threads), "open")
 
     def blob(self, ref: BlobRef) -> bytes:
@@ -95,16 +97,29 @@ class BlockStream:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _fetched(self, name: BlockName, ref: BlobRef) -> bytes:
+        if name in self._broken:
+            raise self._broken[name]
         self._schedule()
-        waiting = self._futures.pop(name, None)
-        if waiting is None:
-            return self._reader.open(ref)
-        self._ahead -= waiting[1]
+        waiting = self._taken(name)
         self._schedule()
-        return waiting[0].result()
+        try:
+            return self._reader.open(ref) if waiting is None else waiting.result()
+        except (DamageError, WrongIdentity) as error:
+            self._broken[name] = error
+            raise
+
+    def _taken(self, name: BlockName) -> Future[bytes] | None:
+        """What was fetched ahead for this block. What was fetched before it was not asked for (its file failed earlier), and is dropped."""
+        while name in self._futures:
+            first, (future, length) = self._futures.popitem(last=False)
+            self._ahead -= length
+            if first == name:
+                return future
+            future.cancel()
+        return None
 
     def _schedule(self) -> None:
-        while self._queue and (self._ahead + self._queue[-1].length <= _AHEAD or not self._futures):
+        while self._queue and len(self._futures) < _AHEAD_BLOCKS and (self._ahead + self._queue[-1].length <= _AHEAD or not self._futures):
             ref = self._queue.pop()
             name = (ref.pack, ref.number)
             if name in self._held or self._uses[name] <= 0:

@@ -219,10 +219,10 @@ def _moment(text: str) -> datetime:
         text = " ".join([day.strftime("%Y-%m-%d"), *words[1:]])
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        if len(text.strip()) == len("2026-11-24"):
+            moment += timedelta(days=1, seconds=-1)
+        return moment.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise NotFound(
             f"cannot read the moment {text!r}", hint="Say latest, a number, 2026-11-24, '2026-11-24 18:00' or 'yesterday 18:00'."
         ) from None
-    if len(text.strip()) == len("2026-11-24"):
-        moment += timedelta(days=1, seconds=-1)
-    return moment.astimezone(UTC)

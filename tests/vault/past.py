@@ -48,7 +48,7 @@ class Past(World):
 
     def __init__(self, root: object) -> None:
         super().__init__(root, directories=True)
-        self.past: dict[int, Look] = {}
+        self._past: dict[str, Look] = {}  # by the hash of the snapshot's entry: another history may have another entry of the same number
         self.workers = 0
 
     @property
@@ -103,8 +103,17 @@ class Past(World):
 
     def remember(self) -> None:
         """Snapshots that nobody knows yet are of now."""
-        for seq in {*self.committed(), *self.pending()} - set(self.past):
-            self.past[seq] = self.look()
+        entries = [self.raw(entry_key(seq)) for seq in self.committed()]
+        for name in {digest(raw) for raw in [*entries, *self.pending()]} - set(self._past):
+            self._past[name] = self.look()
+
+    def recall(self, seq: int) -> Look:
+        """What the sources held at a snapshot."""
+        return self._past[digest(self.raw(entry_key(seq)))]
+
+    def correct(self, seq: int, look: Look) -> None:
+        """A snapshot is not of what the sources held, but of this."""
+        self._past[digest(self.raw(entry_key(seq)))] = look
 
     def committed(self) -> list[int]:
         """The snapshots that the ledger names."""
@@ -115,11 +124,11 @@ class Past(World):
         keys = sorted(key for key in self.objects() if key.startswith("ledger/"))
         return [json.loads(self.raw(key).partition(b"\n")[0]) for key in keys]
 
-    def pending(self) -> list[int]:
-        """The snapshot that waits in the state for being put, if there is one."""
+    def pending(self) -> list[bytes]:
+        """The entry of the snapshot that waits in the state for being put, if there is one."""
         with contextlib.suppress(sqlite3.Error):
-            rows = self.sql("SELECT key, data FROM pending ORDER BY position DESC LIMIT 1")
-            return [int(key[-15:-5]) for key, data in rows if b'"type":"snapshot"' in data]
+            rows = self.sql("SELECT data FROM pending ORDER BY position DESC LIMIT 1")
+            return [data for (data,) in rows if b'"type":"snapshot"' in data]
         return []
 
     def sql(self, statement: str) -> list[tuple[Any, ...]]:
@@ -134,15 +143,18 @@ class Past(World):
         with open(f"{self.vault}/{key}", "rb") as file:
             return file.read()
 
-    def put_entry(self, signer: SigningKey, **members: Any) -> None:
-        """Add an entry to the ledger, signed by whoever."""
-        seq = self.ledger()[-1]["seq"] + 1
-        prev = digest(self.raw(entry_key(seq - 1)))
-        entry = LedgerEntry(
-            format=1, vault=self.anchors.vault, seq=seq, prev=prev, time="2026-11-24T02:30:00Z", signer=signer.public, **members
-        )  # fmt: skip
+    def put_entry(self, signer: SigningKey, *, times: int = 1, **members: Any) -> None:
+        """Add an entry, or several, to the ledger, signed by whoever."""
+        vault, seq = self.anchors.vault, self.ledger()[-1]["seq"]
+        prev = digest(self.raw(entry_key(seq)))
         with contextlib.closing(self.store()) as store:
-            store.put(entry_key(seq), seal_line(codec.encode(entry), signer))
+            for number in range(seq + 1, seq + 1 + times):
+                entry = LedgerEntry(
+                    format=1, vault=vault, seq=number, prev=prev, time="2026-11-24T02:30:00Z", signer=signer.public, **members
+                )  # fmt: skip
+                raw = seal_line(codec.encode(entry), signer)
+                store.put(entry_key(number), raw)
+                prev = digest(raw)
 
     def damage_act(self, packs: list[str], signer: SigningKey | None = None) -> None:
         """Act 1 of the store: someone, by default the admin, says that these packs are damaged."""
@@ -169,7 +181,7 @@ class Past(World):
     def put_back(self, name: str, *parts: str) -> None:
         """Make them what they were at `save`."""
         for part in parts or ("state", "vault"):
-            shutil.rmtree(f"{self.root}/{part}")
+            shutil.rmtree(f"{self.root}/{part}", ignore_errors=True)
             shutil.copytree(f"{self.root}/{name}/{part}", f"{self.root}/{part}")
 
     # -- what must hold
@@ -190,7 +202,7 @@ class Past(World):
 
     def check_restores(self, seq: int) -> None:
         """A snapshot restores byte for byte to what its sources held."""
-        assert self.restored(seq) == self.past[seq]
+        assert self.restored(seq) == self.recall(seq)
 
     def restored(self, seq: int) -> Look:
         """What a snapshot restores to."""
@@ -225,11 +237,11 @@ class Past(World):
         assert not registry.unreadable
         return registry
 
-    def live_in_ledger(self) -> Blocks:
-        """Blocks that are live at the head of the ledger."""
-        head = self.ledger()[-1]["seq"]
+    def live_in_ledger(self, seq: int | None = None) -> Blocks:
+        """Blocks that are live at an entry of the ledger, by default at its head."""
+        seq = self.ledger()[-1]["seq"] if seq is None else seq
         lives = self.registry().packs.items()
-        return {(pack, number) for pack, life in lives for number in range(life.row.blocks) if life.lives(number, head)}
+        return {(pack, number) for pack, life in lives for number in range(life.row.blocks) if life.lives(number, seq)}
 
     def reached(self, seq: int) -> Blocks:
         """Blocks that the trees of a snapshot refer to."""

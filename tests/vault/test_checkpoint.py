@@ -1,256 +1,256 @@
-"""`packs` entries, which save what a long run shipped before it died, and every 256th entry, from which a host without a state can begin."""
+"""Entries of type `packs`: a long run registers what it has shipped. And what entries carry besides: the live set of every 256th, long lists."""
 
-import contextlib
 import json
-import os
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from random import Random
 
 import pytest
 
-from mailbackup.content import writer as packing
+from mailbackup.capture.mailbox import MailboxCapture
+from mailbackup.capture.reading import Unreadable
+from mailbackup.content.zstd import decompress
 from mailbackup.crypto.signing import SigningKey
-from mailbackup.errors import ConflictError
 from mailbackup.model.finding import FindingKind
-from mailbackup.model.ids import digest, entry_key
+from mailbackup.model.ids import LEDGER_PAGE
 from mailbackup.model.ledger import Grant, from_ranges
-from mailbackup.stores.base import Store
-from mailbackup.testing.crashpoints import Crash, CrashingStore, CrashPoint, count_operations, crash_points
+from mailbackup.testing.crashpoints import Crash, CrashPoint
 from mailbackup.testing.wrapper import Wrapper
-from mailbackup.vault import commit, writer
-from mailbackup.vault.chain import check_entry, live_list_of, page_trust
+from mailbackup.vault import writer
 from tests.vault.past import Past, letter
-from tests.world import World
 
-MAILBOXES = 8
-BODY = 100_000  # bytes of new mail per mailbox and night
-PAGE = 256  # entries of a page: the format says so
-
-
-class Dying(Wrapper):
-    """The process dies when it is about to put an object below `prefix`."""
-
-    def __init__(self, inner: Store, prefix: str) -> None:
-        super().__init__(inner)
-        self.prefix, self.dead = prefix, False
-
-    @contextmanager
-    def around(self, verb: str, key: str) -> Iterator[None]:
-        """Dies, and stays dead."""
-        if self.dead or (verb == "put" and key.startswith(self.prefix)):
-            self.dead = True
-            raise Crash(f"before {verb} {key}")
-        yield
-
-
-class Asked(Wrapper):
-    """Notes the entries that are read."""
-
-    def __init__(self, inner: Store, seen: set[str]) -> None:
-        super().__init__(inner)
-        self.seen = seen
-
-    @contextmanager
-    def around(self, verb: str, key: str) -> Iterator[None]:
-        """Notes them."""
-        if verb == "get" and key.startswith("ledger/"):
-            self.seen.add(key)
-        yield
+BOXES = [f"user{number}@example.org" for number in range(8)]
+CONTENT = 200_000  # bytes of each mailbox, that do not compress
 
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """Eight mailboxes with a snapshot, and a night with new mail in each and one message less. A checkpoint comes after every third mailbox or so."""
-    monkeypatch.setattr(writer, "CHECKPOINT_BYTES", 250_000)
-    monkeypatch.setattr(packing, "PACK_TARGET", 1)
+    """A host before its first run, which registers at once what it has shipped."""
+    monkeypatch.setattr(writer, "CHECKPOINT_BYTES", 0)
     made = Past(tmp_path)
-    fill(made, "first")
-    assert made.backup().outcome == "complete"
-    fill(made, "second")
-    for number in range(MAILBOXES):
-        os.unlink(f"{made.maildir(address(number))}/cur/first:2,")
+    for number, box in enumerate(BOXES):
+        made.deliver("1.one:2,", letter("one", Random(number).randbytes(CONTENT // 2)), box)
+        made.deliver("2.two:2,", letter("two", Random(50 + number).randbytes(CONTENT // 2)), box)
+        made.deliver("3.small:2,", letter("small", b"words of %d" % number), box)
     return made
 
 
-def address(number: int) -> str:
-    return f"user{number}@example.org"
+class DyingStore(Wrapper):
+    """The process dies at the n-th call of a verb for objects below a prefix, after it took effect or before."""
+
+    def __init__(self, inner, verb: str, prefix: str, number: int, *, after: bool) -> None:
+        super().__init__(inner)
+        self._what = (verb, prefix)
+        self._point = CrashPoint(number, after=after)
+
+    def around(self, verb: str, key: str):
+        """Counts."""
+        fits = verb == self._what[0] and key.startswith(self._what[1])
+        return self._point.operation(f"{verb} {key}") if fits or self._point.dead else super().around(verb, key)
 
 
-def fill(world: Past, name: str) -> None:
-    for number in range(MAILBOXES):
-        content = random.Random(f"{name} {number}").randbytes(BODY)
-        world.deliver(f"{name}:2,", letter(f"{name} {number}", content), address(number))
-        world.deliver(f"{name}-stays:2,", letter(f"{name} stays"), address(number))
-
-
-def die_before_the_second_checkpoint(world: Past) -> None:
-    """What follows the first one is shipped, and fixed nowhere."""
-    fixes = [commit.fix]
-
-    def fix(*args: object) -> None:
-        if not fixes:
-            raise Crash
-        fixes.pop()(*args)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(writer, "fix", fix)
-        world.backup()
-
-
-def registered(world: Past) -> set[str]:
-    return {f"{world.vault}/packs/{pack['id'][:2]}/{pack['id']}" for entry in world.ledger() for pack in entry.get("packs", ())}
-
-
-# ---------------------------------------------------------------- checkpoints
-
-
-def test_a_long_run_registers_what_it_has_shipped(world):
-    known = len(world.ledger())
-    world.backup()
-    *checkpoints, snapshot = world.ledger()[known:]
-    assert len(checkpoints) >= 2
-    assert {entry["type"] for entry in checkpoints} == {"packs"}
-    assert snapshot["type"] == "snapshot"
-    for entry in checkpoints:
-        assert entry["packs"]
-        assert not {"stops", "snapshot", "outcome", "freeze"} & set(entry)
-        assert "stops" not in entry.get("lists", {})
-    assert snapshot["stops"]  # the old messages: by the snapshot, and by nothing before it
-    world.check()
-    world.check_no_waste()
-
-
-@pytest.mark.case("19")
-def test_what_is_registered_is_not_sent_again_and_the_rest_is(world):
-    """Packs that no entry names are never referred to: a prune may remove them at any time."""
-    before, live = registered(world), world.live_in_ledger()
-    die_before_the_second_checkpoint(world)
-    saved = registered(world) - before
-    stray = set(world.packs()) - registered(world)
-    shipped, wasted = (sum(map(os.path.getsize, packs)) for packs in (saved, stray))
-    assert min(shipped, wasted) > 2 * BODY
-    assert live < world.live_in_ledger()  # nothing was stopped
-    world.check_restores(world.committed()[-1])
-    result = world.backup()
-    assert (result.outcome, result.findings) == ("complete", ())
-    assert result.bytes_stored < MAILBOXES * BODY - shipped + 50_000
-    bodies = {os.path.basename(pack) for pack in saved if os.path.getsize(pack) > BODY}
-    assert bodies <= {pack for pack, _ in world.reached(result.seq)}
-    assert not stray & registered(world)
-    for pack in stray:
-        os.unlink(pack)
-    world.check()
-    world.check_no_waste()
-
-
-@pytest.mark.case("19")
-def test_a_snapshot_that_was_fixed_is_put_by_the_next_run(world):
-    """Dying at the put of the snapshot object loses nothing: everything stands in the state already."""
-    known = set(world.committed())
-    world.store_hook = lambda store: Dying(store, "snapshots/")
+def die(world: Past, verb: str, prefix: str, number: int, *, after: bool = True) -> None:
+    world.store_hook = lambda store: DyingStore(store, verb, prefix, number, after=after)
     with pytest.raises(Crash):
-        world.backup()  # remembers what the sources held
+        world.backup()
     world.store_hook = None
-    assert "packs" in {entry["type"] for entry in world.ledger()[-3:]}
-    world.deliver("third:2,", letter("third"), address(0))
-    result = world.backup()
-    assert (result.outcome, result.findings) == ("complete", ())
-    assert result.bytes_stored < 20_000
-    assert len(set(world.committed()) - known) == 2
+
+
+def registered(world: Past) -> list[dict]:
+    """The packs that the ledger names."""
+    return [pack for entry in world.ledger() for pack in entry.get("packs", ())]
+
+
+@pytest.mark.parametrize("limits", [{"CHECKPOINT_BYTES": 0}, {"CHECKPOINT_BYTES": 1 << 40, "CHECKPOINT_SECONDS": -1}])
+def test_checkpoints_stop_nothing(world, monkeypatch, limits):
+    for name, value in limits.items():
+        monkeypatch.setattr(writer, name, value)
+    world.backup()
+    for number, box in enumerate(BOXES):
+        world.deliver("4.more:2,", letter("more", Random(100 + number).randbytes(CONTENT // 2)), box)
+    live, first = world.live_in_ledger(), len(world.ledger())
+    world.backup()
+    entries = world.ledger()[first:]
+    assert [entry["type"] for entry in entries[-2:]] == ["packs", "snapshot"]
+    assert len(entries) > 5
+    for entry in entries[:-1]:
+        assert entry["packs"]
+        assert not {"stops", "snapshot", "outcome"} & set(entry)
+        assert live <= world.live_in_ledger(entry["seq"])
+    assert entries[-1]["stops"]
     world.check()
     world.check_no_waste()
 
 
-# ---------------------------------------------------------------- pages
-
-
-@pytest.fixture
-def old(tmp_path):
-    """A host whose next entry begins a page. Among those before are a trust entry, and packs of which only some blocks are live."""
-    made = Past(tmp_path)
-    made.first_day()
-    made.backup()
-    made.put_entry(made.admin, type="trust", grant=(Grant("drill", SigningKey.generate().public),))
-    made.second_day()
-    while World.backup(made).seq < PAGE - 1:
-        pass
-    made.remember()
-    return made
-
-
-def check_page(world: Past) -> None:
-    """Entry 256 carries the live set and every trust entry."""
-    with contextlib.closing(world.store()) as store:
-        raw = world.raw(entry_key(PAGE))
-        entry = check_entry(raw, PAGE, digest(world.raw(entry_key(PAGE - 1))), page_trust(store, PAGE, world.anchors), world.anchors).entry
-        live = live_list_of(store, entry)
-    assert [line.encode() for line in entry.trust] == [world.raw(entry_key(seq)) for seq in (1, 3)]
-    found = {(pack.id, number) for pack in live.packs for number in from_ranges(pack.live, pack.blocks)}
-    lives = world.registry().packs.items()
-    assert found == {(pack, number) for pack, life in lives for number in range(life.row.blocks) if life.lives(number, PAGE)}
-    assert any(len(from_ranges(pack.live, pack.blocks)) < pack.blocks for pack in live.packs)
-    assert [epoch.epoch for epoch in live.epochs] == [1]
-
-
-def test_a_host_without_a_state_starts_from_the_page(old):
-    old.deliver("256.x:2,", letter("of the page"))
-    assert old.backup().seq == PAGE
-    check_page(old)
-    os.unlink(f"{old.maildir()}/cur/256.x:2,")
-    old.deliver("257.x:2,", letter("after the page"))
-    old.backup()
-    old.lose_state()
-    seen: set[str] = set()
-    old.store_hook = lambda store: Asked(store, seen)
-    result = old.backup()
-    old.store_hook = None
-    assert (result.seq, result.outcome, [f.kind for f in result.findings]) == (PAGE + 2, "explained", [FindingKind.STATE_NEW])
-    assert "freeze" in old.ledger()[-1]
-    assert seen == {entry_key(PAGE), entry_key(PAGE + 1)}
-    after = old.backup()
-    assert (after.outcome, after.findings, after.bytes_stored) == ("complete", (), 0)
-    old.check_clean()
-    for seq in (2, 4, PAGE, PAGE + 1, PAGE + 2, PAGE + 3):
-        old.check_restores(seq)
-    old.check_no_waste()
-
-
-def test_a_state_that_starts_from_the_page_knows_who_is_trusted(old):
-    """The trust entry is far back; what the page repeats of it counts, also for the next page."""
-    old.backup()
-    old.lose_state()
-    old.backup()
-    assert json.loads(old.sql("SELECT value FROM meta WHERE key = 'trust_lines'")[0][0]) == [
-        old.raw(entry_key(seq)).decode() for seq in (1, 3)
-    ]
-    old.put_entry(old.admin, type="trust", revoke=(Grant("writer", old.context.config.trust.writer),))
-    old.lose_state()
-    with pytest.raises(ConflictError):
-        old.backup()
-    old.check_clean()
+def test_a_run_without_news_makes_no_checkpoint(world):
+    world.backup()
+    before = len(world.ledger())
+    world.backup()
+    assert len(world.ledger()) == before + 1
 
 
 @pytest.mark.case("19")
-def test_killed_at_every_operation_of_the_run_that_begins_a_page(old):
-    """Its entry has a list of its own besides the snapshot."""
-    old.save("before")
-    past = dict(old.past)
+@pytest.mark.parametrize("entries", [1, 3, 6])
+def test_what_is_registered_is_used_after_a_kill(world, entries):
+    die(world, "put", "ledger/", entries)
+    assert [entry["type"] for entry in world.ledger()] == ["trust"] + ["packs"] * entries
+    sent = sum(pack["size"] for pack in registered(world))
+    assert sent >= (entries - 1) * CONTENT
+    result = world.backup()
+    assert (result.outcome, result.findings) == ("complete", ())
+    total = len(BOXES) * CONTENT
+    assert total - sent - 10_000 < result.bytes_stored < total - sent + 40_000
+    world.check()
+    world.check_no_waste()
 
-    def run(point: CrashPoint) -> None:
-        old.put_back("before")
-        old.past = dict(past)
-        old.store_hook = lambda store: CrashingStore(store, point)
-        try:
-            old.backup()
-        finally:
-            old.store_hook = None
 
-    for point in crash_points(count_operations(run)):
-        with pytest.raises(Crash):
-            run(point)
-        result = old.backup()
-        assert (result.outcome, result.findings) == ("complete", ()), point
-        check_page(old)
-        old.check_no_waste()
-    old.check_clean()
+def test_what_is_not_registered_is_sent_again(world):
+    """A pack that no entry names may be taken away at any time: nothing may refer to it."""
+    die(world, "commit", "packs/", 3)
+    named = {pack["id"] for pack in registered(world)}
+    (stray,) = {path.rsplit("/", 1)[1] for path in world.packs()} - named
+    result = world.backup()
+    assert (result.outcome, result.findings) == ("complete", ())
+    assert stray not in {pack["id"] for pack in registered(world)}
+    findings = world.verify(decrypt=True).findings
+    assert [(finding.kind, finding.subject[-32:]) for finding in findings] == [(FindingKind.OBJECT_UNKNOWN, stray)]
+    world.check()
+    world.check_no_waste()
+
+
+def test_an_incomplete_run_after_a_kill_stops_nothing(world, monkeypatch):
+    """What a killed run registered of a mailbox that cannot be read now is still there when it can be read again."""
+    die(world, "put", "ledger/", 5)
+    live = world.live_in_ledger()
+    read = MailboxCapture.read
+
+    def fails_for_the_first(self: MailboxCapture) -> None:
+        if self.found.address == BOXES[0]:
+            raise Unreadable("Input/output error")
+        read(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MailboxCapture, "read", fails_for_the_first)
+        assert world.backup().outcome == "incomplete"
+    assert live <= world.live_in_ledger()
+    world.check_clean()
+    result = world.backup()
+    assert (result.outcome, result.bytes_stored < CONTENT // 4) == ("complete", True)
+    world.check_clean()
+    world.check_restores(result.seq)
+    world.check_no_waste()
+
+
+# ---------------------------------------------------------------- every 256th entry
+
+
+def page_entry(world: Past) -> dict:
+    return world.ledger()[LEDGER_PAGE - 1]
+
+
+def fill_ledger(world: Past, until: int) -> None:
+    """Entries without content, by the writer of the vault, so that the next one has number `until`."""
+    with open(f"{world.root}/mailbackup.key", encoding="ascii") as file:
+        key = SigningKey.from_hex(file.read().strip())
+    world.put_entry(key, times=until - world.ledger()[-1]["seq"] - 1, type="packs")
+
+
+class Watching(Wrapper):
+    """Notes which objects are read."""
+
+    def __init__(self, inner, read: list[str]) -> None:
+        super().__init__(inner)
+        self._read = read
+
+    def around(self, verb: str, key: str):
+        """Notes."""
+        if verb == "get":
+            self._read.append(key)
+        return super().around(verb, key)
+
+
+@pytest.mark.parametrize("kind", ["snapshot", "packs"])
+def test_a_lost_state_begins_at_the_last_page(tmp_path, monkeypatch, kind):
+    world = Past(tmp_path)
+    world.first_day()
+    world.backup()
+    helper = SigningKey.generate()
+    world.put_entry(world.admin, type="trust", grant=(Grant("prune", helper.public),))
+    world.second_day()
+    world.backup()
+    fill_ledger(world, LEDGER_PAGE)
+    if kind == "packs":
+        monkeypatch.setattr(writer, "CHECKPOINT_BYTES", 0)
+        world.deliver("60.more:2,", letter("more", b"m" * 40_000))
+    world.backup()
+    check_page(world, kind)
+    world.deliver("70.later:2,", letter("later"))
+    world.backup()
+    lose_state_and_run(world, helper)
+
+
+def check_page(world: Past, kind: str) -> None:
+    """The first entry of the page carries the whole live set and all trust entries."""
+    entry = page_entry(world)
+    assert entry["type"] == kind
+    assert [json.loads(text.partition("\n")[0])["seq"] for text in entry["trust"]] == [1, 3]
+    listed = json.loads(decompress(world.raw(entry["lists"]["live"]["key"]), 1 << 20, "list"))
+    blocks = {(pack["id"], number) for pack in listed["packs"] for number in from_ranges(pack["live"], pack["blocks"])}
+    assert blocks == world.live_in_ledger(LEDGER_PAGE)
+    assert any(pack["live"] != f"0-{pack['blocks'] - 1}" for pack in listed["packs"])  # the second day stopped something
+
+
+def lose_state_and_run(world: Past, helper: SigningKey) -> None:
+    """Nothing of the earlier pages is read, and what stands there is known all the same: the live set, and whose acts are believed."""
+    world.damage_act(world.packs()[-1:], helper)
+    read: list[str] = []
+    world.lose_state()
+    world.store_hook = lambda store: Watching(store, read)
+    result = world.backup()
+    world.store_hook = None
+    assert FindingKind.STATE_NEW in {finding.kind for finding in result.findings}
+    assert [key for key in read if key.startswith("ledger/")]
+    assert not [key for key in read if key.startswith("ledger/0000000000/")]
+    for seq in world.committed():
+        world.check_restores(seq)
+    world.check_no_waste()
+
+
+def test_an_old_state_goes_over_the_end_of_a_page(tmp_path):
+    world = Past(tmp_path)
+    world.first_day()
+    world.backup()
+    world.save("old", "state")
+    world.second_day()
+    world.backup()
+    fill_ledger(world, LEDGER_PAGE)
+    world.backup()
+    world.put_back("old", "state")
+    result = world.backup()
+    assert [finding.kind for finding in result.findings] == [FindingKind.STATE_OLD]
+    world.check()
+    world.check_no_waste()
+    assert world.backup().outcome == "complete"
+
+
+# ---------------------------------------------------------------- long lists
+
+
+def test_long_stops_are_an_object_of_their_own(tmp_path, monkeypatch):
+    """And count like those in the line: for the next run, for a state that has to catch up, and for one that is lost."""
+    monkeypatch.setattr(writer, "_INLINE_STOPS", 0)
+    world = Past(tmp_path)
+    world.first_day()
+    world.backup()
+    world.save("old", "state")
+    world.second_day()
+    world.backup()
+    entry = world.ledger()[-1]
+    assert "stops" not in entry
+    assert entry["lists"]["stops"]["key"] in world.objects()
+    world.check_no_waste()
+    world.put_back("old", "state")
+    world.backup()
+    world.check_no_waste()
+    world.lose_state()
+    world.backup()
+    world.check()
+    world.check_no_waste()

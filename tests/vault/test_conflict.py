@@ -87,8 +87,8 @@ def test_two_hosts_with_one_key_in_turns(world):
     """Not meant to be, but the vault stays sound: each finds its state older than the vault."""
     twin = twin_of(world)
     world.backup()
-    for host in (twin, world, twin, world):
-        world.deliver(f"{len(world.past)}0.x:2,", letter("x"))
+    for number, host in enumerate((twin, world, twin, world)):
+        world.deliver(f"{80 + number}.x:2,", letter(f"x {number}"))
         result = host.backup()
         assert [finding.kind for finding in result.findings] == [FindingKind.STATE_OLD]
         host.check()
@@ -175,20 +175,15 @@ def test_a_put_that_fails_or_whose_answer_is_lost(tmp_path, verb, pattern, after
     world = Past(tmp_path)
     world.workers = workers
     world.first_day()
-    for night in (1, 2):
-        fault = []
-        world.store_hook = lambda store, fault=fault: (
-            fault.append(FailOnce(store, verb, pattern, StoreUnavailable("no answer"), after=after)) or fault[-1]
-        )
-        if night == 2 and pattern == "keys/*":
-            break  # the second night makes no key
-        with pytest.raises(StoreUnavailable):
-            world.backup()
-        assert fault[-1].failed
-        world.store_hook = None
-        result = world.backup()
-        assert (result.outcome, result.findings) == ("complete", ())
-        assert_nothing_twice(world)
-        world.check()
-        world.check_no_waste()
-        world.second_day() if night == 1 else None
+    if pattern != "keys/*":  # only a first run makes a key
+        world.backup()
+        world.second_day()
+    world.store_hook = lambda store: FailOnce(store, verb, pattern, StoreUnavailable("no answer"), after=after)
+    with pytest.raises(StoreUnavailable):
+        world.backup()
+    world.store_hook = None
+    result = world.backup()
+    assert (result.outcome, result.findings) == ("complete", ())
+    assert_nothing_twice(world)
+    world.check()
+    world.check_no_waste()

@@ -186,7 +186,6 @@ def test_an_old_state_with_something_pending(world, monkeypatch):
     world.deliver("30.four:2,", letter("four", b"4" * 40_000))
     fix_a_snapshot_and_die(world, monkeypatch)
     world.save("pending 4", "state")
-    del world.past[4]
     world.put_back("at 3", "state")
     os.unlink(f"{world.maildir()}/cur/30.four:2,")
     two_more_runs(world)
@@ -331,11 +330,10 @@ def test_a_damaged_state_is_noticed_and_made_anew(world, damage):
 def test_one_flipped_bit_anywhere_is_noticed(world):
     """Also in a reference count, in a hash or in the pinned head, where SQLite sees nothing wrong."""
     world.save("whole")
-    past, size = dict(world.past), os.path.getsize(f"{world.state}/state.db")
+    size = os.path.getsize(f"{world.state}/state.db")
     rng = random.Random(20261124)
     for _ in range(150 if CAMPAIGN else 8):
         world.put_back("whole")
-        world.past = dict(past)
         flip_bit(f"{world.state}/state.db", rng.randrange(size), rng.randrange(8))
         result = world.backup()
         assert (result.outcome, set(kinds(result))) == ("explained", {STATE_NEW})
@@ -348,12 +346,10 @@ def test_one_flipped_bit_anywhere_is_noticed(world):
 def test_a_flipped_bit_after_a_killed_run(world, column):
     """It left no sum of the file, and SQLite sees nothing wrong: what stands in the records is checked by sums of their own."""
     world.save("whole")
-    past = dict(world.past)
     table, name = column.split(".")
     rng = random.Random(column)
     for (data,) in world.sql(f"SELECT {name} FROM {table} WHERE length({name}) > 40 ORDER BY no LIMIT {100 if CAMPAIGN else 2}"):
         world.put_back("whole")
-        world.past = dict(past)
         with open(f"{world.state}/state.db", "rb") as file:
             offset = file.read().index(data)
         os.unlink(f"{world.state}/state.db.sum")
@@ -449,10 +445,8 @@ def test_killed_in_a_run_that_follows_the_vault(world):
     two_more_runs(world)
     world.put_back("at 2", "state")
     world.save("old")
-    past = dict(world.past)
     for number in range(1, 40, 1 if CAMPAIGN else 5):
         world.put_back("old")
-        world.past = dict(past)
         point = CrashPoint(number)
         world.store_hook = lambda store, point=point: CrashingStore(store, point)
         try:
