@@ -15,7 +15,6 @@ from mailbackup.model.tree import BlobRef, Entry, MailboxTree, Owner, Snapshot
 from mailbackup.restore.target import Existing, Target
 from mailbackup.vault.reader import FoundEntry, VaultReader
 
-
 Names = tuple[bytes, tuple[BlobRef, ...]]
 """What the names of a hard-linked file have in common: the place of its first name below the target, and the content."""
 

@@ -17,6 +17,7 @@ import stat
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from enum import Enum, auto
+from typing import Any
 
 from mailbackup.errors import RecordInvalid, SafetyRefusal, StoreRefused, WouldOverwrite
 from mailbackup.host import group_id, translate_os_error, user_id
@@ -26,6 +27,7 @@ from mailbackup.model.tree import Entry, Mtime, Owner
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DESCRIPTORS = 64  # directories that are kept open
 _NANO = 1_000_000_000
+_LARGEST_ID = (1 << 32) - 2  # the number after it means "leave it as it is"
 
 
 class Existing(Enum):
@@ -120,10 +122,8 @@ class Target:
             while rest:
                 rest = rest[os.write(fd, rest) :]
         kept = self._own(fd, owner)
-        os.fchmod(fd, owner.mode & 0o7777)
-        kept = _set_xattrs(fd, entry) or kept
-        os.utime(fd, ns=_times(entry.mtime))
-        return kept
+        os.fchmod(fd, owner.mode & (0o1777 if kept else 0o7777))  # no set-uid program of somebody else
+        return _set_xattrs(fd, entry) or _set_time(fd, entry.mtime) or kept
 
     @staticmethod
     def _publish(staging: int, temp: bytes, home: int, name: bytes, *, replace: bool) -> None:
@@ -167,11 +167,14 @@ class Target:
                 os.mkfifo(name, owner.mode & 0o7777, dir_fd=home)
             else:
                 self._device(home, name, entry, owner)
-            if self.as_root:
-                os.chown(name, *_ids(owner), dir_fd=home, follow_symlinks=False)
+            ids = _ids(owner)
+            if self.as_root and ids is not None:
+                os.chown(name, *ids, dir_fd=home, follow_symlinks=False)
             if entry.type != "l":
                 os.chmod(name, owner.mode & 0o7777, dir_fd=home)
-            os.utime(name, ns=_times(entry.mtime), dir_fd=home, follow_symlinks=False)
+            kept = _set_time(name, entry.mtime, dir_fd=home, follow_symlinks=False)
+        if kept:
+            raise AttributeKept(kept)
 
     def _device(self, home: int, name: bytes, entry: Entry, owner: Owner) -> None:
         if not self.as_root or entry.device is None:
@@ -184,8 +187,7 @@ class Target:
         with self._translated(path):
             kept = self._own(fd, owner)
             os.fchmod(fd, owner.mode & 0o7777)
-            kept = _set_xattrs(fd, entry) or kept
-            os.utime(fd, ns=_times(entry.mtime))
+            kept = _set_xattrs(fd, entry) or _set_time(fd, entry.mtime) or kept
         if kept:
             raise AttributeKept(kept)
 
@@ -206,7 +208,10 @@ class Target:
     def _own(self, fd: int, owner: Owner) -> str:
         """Set the owner as root; else say once what stays. An id that this host calls otherwise goes back by name."""
         if self.as_root:
-            os.fchown(fd, *_ids(owner))
+            ids = _ids(owner)
+            if ids is None:
+                return f"owner {owner.uid}, group {owner.gid}: there are no such numbers"
+            os.fchown(fd, *ids)
             return ""
         status = os.fstat(fd)
         return "" if (status.st_uid, status.st_gid) == (owner.uid, owner.gid) else "owner"
@@ -282,16 +287,22 @@ def _make_room(home: int, name: bytes, *, replace: bool) -> None:
     os.unlink(name, dir_fd=home)
 
 
-def _ids(owner: Owner) -> tuple[int, int]:
+def _ids(owner: Owner) -> tuple[int, int] | None:
     """Numbers on this host: by name where the name exists here (daemons get their numbers in order of installation), else the old number."""
     uid = user_id(owner.user) if owner.user else None
     gid = group_id(owner.group) if owner.group else None
-    return (owner.uid if uid is None else uid), (owner.gid if gid is None else gid)
+    ids = (owner.uid if uid is None else uid), (owner.gid if gid is None else gid)
+    return ids if all(0 <= number <= _LARGEST_ID for number in ids) else None
 
 
-def _times(mtime: Mtime) -> tuple[int, int]:
+def _set_time(file: int | bytes, mtime: Mtime, **options: Any) -> str:
+    """Set the mtime. An empty text, or why that failed: a time that this file system or machine cannot have."""
     ns = mtime[0] * _NANO + mtime[1]
-    return ns, ns
+    try:
+        os.utime(file, ns=(ns, ns), **options)
+    except (OSError, OverflowError) as error:
+        return f"time {mtime[0]}: {error}"
+    return ""
 
 
 def _set_xattrs(fd: int, entry: Entry) -> str:
