@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import glob
 import os
@@ -11,6 +12,7 @@ import sqlite3
 import string
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,15 +28,26 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MARKER = "".join(random.choices(string.ascii_letters, k=40)).encode()
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    """A host after two backups, a restore, a verification and a lost state."""
-    world = World(tmp_path, directories=True)
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A host that has lived. Its temporary files lie below its root, too."""
+    root = tmp_path_factory.mktemp("secrets")
+    os.mkdir(f"{root}/temporary")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", f"{root}/temporary")
+        patch.setattr(tempfile, "tempdir", None)
+        yield lived(root)
+
+
+def lived(root: Path) -> World:
+    """Backups, one of them killed, a verification, a lost state and restores."""
+    world = World(root, directories=True)
     Path(world.home, "notes").write_bytes(b"notes " + MARKER)
     for number, size in enumerate((10, 50_000)):
         world.deliver(f"{number}.findme:2,S", b"Subject: %d\n\n%b %b\n" % (number, MARKER, b"w" * size))
         world.settle()
         world.backup()
+    kill_a_backup(world)
     world.verify(decrypt=True)
     shutil.copytree(world.state, f"{world.root}/old-state")
     world.lose_state()
@@ -42,6 +55,19 @@ def world(tmp_path: Path) -> World:
     world.restore("out/mail")
     world.restore_files("out/files")
     return world
+
+
+def kill_a_backup(world: World) -> None:
+    """SIGKILL while a pack is half written: what lies about then is searched, too."""
+    large = world.deliver("9.findme:2,", b"Subject: 9\n\n%b %b\n" % (MARKER, random.randbytes(24 << 20)))
+    program = [sys.executable, "-m", "mailbackup", "--config", world.config_path, "--state", world.state, "backup", "-q"]
+    process = subprocess.Popen(program, cwd=ROOT)
+    while not (halves := [path for path in glob.glob(f"{world.vault}/.tmp/*") if os.path.getsize(path) > 1 << 20]):
+        assert process.poll() is None, "it ended before it could be killed"
+    process.kill()
+    assert process.wait() < 0
+    assert all(map(os.path.exists, halves))
+    os.unlink(large)
 
 
 def secrets_of(world: World) -> dict[str, bytes]:
@@ -84,8 +110,14 @@ def unpacked(value: bytes) -> bytes:
     return value if start < 0 else value[:start] + decompress(value[start:], 1 << 28, "state")
 
 
+def forms(secret: bytes) -> list[bytes]:
+    """As it is, in hexadecimal, and in base64, wherever in a longer text it may begin."""
+    shifted = [base64.b64encode(b"x" * shift + secret)[4 * (shift > 0) : -4] for shift in range(3)]
+    return [secret, secret.lower(), secret.hex().encode(), *shifted]
+
+
 def where(world: World, secret: bytes) -> set[str]:
-    return {name for name, text in texts(world) if secret in text or secret.lower() in text or secret.hex().encode() in text}
+    return {name for name, text in texts(world) if any(form in text for form in forms(secret))}
 
 
 def test_no_secret_lies_about(world: World):
@@ -107,6 +139,10 @@ def test_the_search_can_find(world: World):
     found = where(world, b"0.findme")
     assert {"state/state.db: segment", "old-state/state.db: segment"} <= found
     assert "state/state.db" not in found
+    for coded in (base64.b64encode(b"12345" + MARKER), base64.encodebytes(b"1" + MARKER).replace(b"\n", b""), MARKER.hex().encode()):
+        Path(world.root, "temporary", "leak").write_bytes(coded)
+        assert "temporary/leak" in where(world, MARKER)
+    os.unlink(f"{world.root}/temporary/leak")
 
 
 BLOCKED = """

@@ -198,7 +198,14 @@ class FolderWork:
         return sum(len(pair.flags) - pair.flags.count(None) for pair in self.old) + len(self.items), size
 
     def build(self, writer: VaultWriter, unit: Unit) -> None:
-        """Store its segments. All pieces of its items must be settled."""
+        """Store its segments. All pieces of its items must be settled.
+
+        What a segment that is cut anew takes over from an old one is referred to as often as before: only new items and gone ones count.
+        """
+        for item in self.items:
+            self.added += item.places
+            if item.head is not None:
+                self.added.append(item.head)
         for part in self._parts():
             if isinstance(part, OldPair):
                 self._keep_pair(writer, unit, part)
@@ -213,7 +220,7 @@ class FolderWork:
         for index, pair in enumerate(self.old):
             if pair.worn or index in arrivals or (pool and _rest(pool) < _SHORT):
                 pool += [*pair.items(), *arrivals.get(index, ())]
-                self._remove(pair)
+                self.removed += [pair.facts, pair.flags_ref, *pair.places(pair.gone)]
                 continue
             if pool:
                 yield pool
@@ -231,10 +238,6 @@ class FolderWork:
             arrivals.setdefault(max(0, index) if firsts else -1, []).append(item)
         return arrivals
 
-    def _remove(self, pair: OldPair) -> None:
-        live = (index for index, flag in enumerate(pair.old_flags) if flag is not None)
-        self.removed += [pair.facts, pair.flags_ref, *pair.places(live)]
-
     def _keep_pair(self, writer: VaultWriter, unit: Unit, pair: OldPair) -> None:
         if tuple(pair.flags) == pair.old_flags:
             self.pairs.append(Pair(pair.facts, pair.flags_ref, pair.first, len(pair.flags), facts_kept=True))
@@ -250,10 +253,6 @@ class FolderWork:
         facts_plain, flags_plain = encode_segment("facts", items), encode_flags(item.flag for item in items)
         facts, flags = writer.add(unit, "trees", facts_plain), writer.add(unit, "trees", flags_plain)
         self.added += [facts, flags]
-        for item in items:
-            self.added += item.places
-            if item.head is not None:
-                self.added.append(item.head)
         inodes = array("Q", (item.inode for item in items))
         cached = CachedSegment(blob_id(facts_plain), facts_plain, inodes, array("Q"), flags_plain, dirty=False)
         self.pairs.append(Pair(facts, flags, items[0].name, len(items), cached))

@@ -83,12 +83,13 @@ class Planner:
 
     def add(self, found: FoundEntry, prefix: bytes = b"", place: bytes | None = None) -> None:
         """Plan an entry under `prefix`. For a message, `place` is its folder's directory below the prefix."""
+        path = found.name
         try:
             path = _path_of(found, prefix, place)
             names = _names_of(found, prefix)
             _check_target(found)
         except (UnsafeName, RecordInvalid) as error:
-            self.plan.findings.append(Finding(FindingKind.NAME_REFUSED, show(found.name), str(error)))
+            self.plan.findings.append(Finding(FindingKind.NAME_REFUSED, show(path), str(error)))
             return
         if path in self._seen:
             path = self._free(path)

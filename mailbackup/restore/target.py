@@ -177,7 +177,9 @@ class Target:
             raise AttributeKept(kept)
 
     def _device(self, home: int, name: bytes, entry: Entry, owner: Owner) -> None:
-        if not self.as_root or entry.device is None:
+        if entry.device is None:
+            raise RecordInvalid(f"{show(name)}: a device without numbers")
+        if not self.as_root:
             raise AttributeKept("a device, which only root can make")
         os.mknod(name, (owner.mode & 0o7777) | _FORMATS[entry.type], os.makedev(*entry.device), dir_fd=home)
 

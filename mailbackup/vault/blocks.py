@@ -69,6 +69,7 @@ class BlockStream:
         for ref in order:
             self._uses[ref.pack, ref.number] += 1
             first.setdefault((ref.pack, ref.number), ref)
+        self._order = {name: place for place, name in enumerate(first)}
         self._queue = list(reversed(first.values()))
         self._futures: OrderedDict[BlockName, tuple[Future[bytes], int]] = OrderedDict()
         self._ahead = 0
@@ -99,24 +100,27 @@ class BlockStream:
     def _fetched(self, name: BlockName, ref: BlobRef) -> bytes:
         if name in self._broken:
             raise self._broken[name]
+        self._skip_to(name)
         self._schedule()
-        waiting = self._taken(name)
+        waiting = self._futures.pop(name, None)
+        if waiting is not None:
+            self._ahead -= waiting[1]
         self._schedule()
         try:
-            return self._reader.open(ref) if waiting is None else waiting.result()
+            return self._reader.open(ref) if waiting is None else waiting[0].result()
         except (DamageError, WrongIdentity) as error:
             self._broken[name] = error
             raise
 
-    def _taken(self, name: BlockName) -> Future[bytes] | None:
-        """What was fetched ahead for this block. What was fetched before it was not asked for (its file failed earlier), and is dropped."""
-        while name in self._futures:
-            first, (future, length) = self._futures.popitem(last=False)
-            self._ahead -= length
-            if first == name:
-                return future
+    def _skip_to(self, name: BlockName) -> None:
+        """Drop what stands before a block in the order and was not asked for: its file failed earlier, or is a further name of another."""
+        place = self._order.get(name, -1)
+        while self._queue and self._order[self._queue[-1].pack, self._queue[-1].number] < place:
+            self._queue.pop()
+        while self._futures and self._order[next(iter(self._futures))] < place:
+            _, (future, length) = self._futures.popitem(last=False)
             future.cancel()
-        return None
+            self._ahead -= length
 
     def _schedule(self) -> None:
         while self._queue and len(self._futures) < _AHEAD_BLOCKS and (self._ahead + self._queue[-1].length <= _AHEAD or not self._futures):

@@ -547,6 +547,7 @@ def test_an_unreadable_folder_that_is_new(reachable):
     """There is nothing to keep, but it is said."""
     world = reachable
     fill(world, 3, first=300, folder=".New")
+    world.settle()
     with without_rights(world):
         os.chmod(f"{world.maildir()}/.New/cur", 0)
         runs = [world.backup(), world.backup()]

@@ -7,13 +7,14 @@ import os
 import random
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from mailbackup.audit.walk import Auditor
 from mailbackup.capture import folder as capture_folder
@@ -61,6 +62,11 @@ def test_runs_are_the_whole_listing_in_order_and_of_the_right_length(count: int,
     assert [one for run in runs for one in run] == whole
     assert all(128 <= len(run) <= 2048 for run in runs[:-1])
     assert all(0 < len(run) <= 2048 for run in runs)
+
+
+def test_where_no_name_says_so_a_run_ends_at_2048() -> None:
+    whole = [one for one in items(6_000) if zlib.crc32(one.name) % 384]
+    assert [len(run) for run in cut(whole)] == [2048, 2048, len(whole) - 4096]
 
 
 def test_runs_have_about_512_entries() -> None:
@@ -250,6 +256,12 @@ class Histories(RuleBasedStateMachine):
         for place in ("cur", "new"):
             os.makedirs(f"{self.host.maildir}/{place}")
 
+    @initialize(count=st.integers(1, 40))
+    def first_night(self, count: int) -> None:
+        self.deliver_many("", 0, count)
+        self.deliver_many("/.A", 10, count // 2)
+        self.night()
+
     def teardown(self) -> None:
         self.host.state.close()
         self.cleanup.close()
@@ -359,6 +371,5 @@ class Histories(RuleBasedStateMachine):
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(
-    max_examples=400 if CAMPAIGN else 25, stateful_step_count=25, deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
+    max_examples=400 if CAMPAIGN else 25, stateful_step_count=20, derandomize=not CAMPAIGN, deadline=None, suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from mailbackup import app
+from mailbackup import app, config
+from mailbackup.config import DirectoryConfig
 from mailbackup.errors import DamageError, NotFound, StoreUnavailable, UnsafeName, WouldOverwrite
 from mailbackup.model.finding import FindingKind
 from mailbackup.model.ids import BlobId, ObjectKey
@@ -22,7 +24,10 @@ from mailbackup.restore import execute
 from mailbackup.restore.target import Target
 from mailbackup.testing.mounts import unprivileged
 from mailbackup.testing.wrapper import Wrapper
-from tests.craft import Craft
+from mailbackup.vault import blocks
+from mailbackup.vault.epochs import EpochOpener
+from mailbackup.vault.trees import Item
+from tests.craft import Craft, reading
 from tests.world import ALICE, World, bases_in, messages_in, tree_of
 
 BOB, CAROL = "bob@example.org", "carol@example.org"
@@ -251,6 +256,74 @@ def test_a_further_name_of_what_an_earlier_restore_left(saved: World):
     assert os.path.samefile(f"{copy}/a", f"{copy}/second-name")
 
 
+def add_sources(world: World, *paths: str) -> None:
+    """Further `[[directory]]` sections."""
+    loaded, path = config.load(world.config_path)
+    more = tuple(DirectoryConfig(name=path, path=path) for path in paths)
+    Path(path).write_text(config.render(replace(loaded, directories=loaded.directories + more)))
+
+
+@pytest.mark.case("14")
+def test_hard_links_of_two_sources_have_nothing_in_common(world: World):
+    """Both call their first name `a`: a name of the second must not become one of the first's file."""
+    other = f"{world.root}/other"
+    os.mkdir(other)
+    add_sources(world, other)
+    for source in (world.home, other):
+        Path(source, "a").write_text(source)
+        os.link(f"{source}/a", f"{source}/b")
+    world.backup()
+    assert world.restore_files("target", world.home, other).outcome == "complete"
+    for source in (world.home, other):
+        assert tree_of(f"{world.root}/target{source}") == tree_of(source)
+        assert os.path.samefile(f"{world.root}/target{source}/a", f"{world.root}/target{source}/b")
+
+
+@pytest.mark.case("14")
+def test_further_names_that_lie_about_their_content(world: World):
+    with Craft(world) as craft:
+        items = [craft.file(name, content, hard=b"a") for name, content in ((b"a", b"one"), (b"b", b"two"), (b"c", b"one"))]
+        craft.commit(directories={world.home: [craft.directory(), *items]})
+    assert world.restore_files("target").outcome == "complete"
+    copy = Path(f"{world.root}/target{world.home}")
+    assert [(copy / name).read_bytes() for name in "abc"] == [b"one", b"two", b"one"]
+
+
+@pytest.mark.case("12", "14")
+def test_deep_directories(world: World):
+    """Deeper than descriptors are kept open, and a hard link from one depth to another."""
+    deep = [f"{world.home}/{first}" + "/d" * 90 for first in "xy"]
+    for place in deep:
+        os.makedirs(place)
+        Path(place, "own").write_text(place)
+    os.link(f"{deep[0]}/own", f"{deep[1]}/link")
+    world.backup()
+    assert world.restore_files("target").outcome == "complete"
+    assert tree_of(f"{world.root}/target{world.home}") == tree_of(world.home)
+
+
+def test_many_directories(world: World):
+    for number in range(100):
+        os.mkdir(f"{world.home}/{number}")
+        Path(world.home, str(number), "f").write_text(str(number))
+        os.link(f"{world.home}/0/f", f"{world.home}/{number}/zero")
+    world.backup()
+    before = len(os.listdir("/proc/self/fd"))
+    assert world.restore_files("target").outcome == "complete"
+    assert tree_of(f"{world.root}/target{world.home}") == tree_of(world.home)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_source_inside_a_source(world: World):
+    """Saved twice, restored once."""
+    Path(world.home, "sub").mkdir()
+    Path(world.home, "sub", "x").write_text("x")
+    add_sources(world, f"{world.home}/sub")
+    world.backup()
+    assert world.restore_files("target", world.home).outcome == "complete"
+    assert tree_of(f"{world.root}/target{world.home}") == tree_of(world.home)
+
+
 def test_names_of_a_damaged_large_file(world: World, monkeypatch: pytest.MonkeyPatch):
     """Large files are checked while they are written: no name of a damaged one appears, each is named, and the others come back."""
     monkeypatch.setattr(execute, "_IN_MEMORY", 0)
@@ -350,6 +423,87 @@ def test_two_messages_with_one_name(world: World):
         assert sorted(content for content, _ in found.values()) == [b"Subject: 2\n\n", b"Subject: one\n\n"]
 
 
+@pytest.mark.case("22", "M6")
+@pytest.mark.parametrize("kept", [0, 1])
+@pytest.mark.parametrize("contents", [(b"Subject: one\n\n", b"Subject: two\n\n"), (b"Subject: 1\n\n", b"Subject: longer\n\n")])
+def test_two_messages_with_one_base_name_go_on(world: World, contents: tuple[bytes, bytes], kept: int):
+    """One of them lies in the target already: it is not taken for the other one, whose size and time are the same."""
+    for name, content in zip(("1.m:2,", "1.m:2,S"), contents, strict=True):
+        os.utime(world.deliver(name, content), ns=(0, 10**18))
+    world.backup()
+    world.restore("target")
+    os.unlink(f"{world.root}/target/cur/{('1.m:2,', '1.m:2,S')[kept]}")
+    result = world.restore("target")
+    assert (result.outcome, result.messages, result.kept) == ("complete", 2, 1)
+    assert messages_in(f"{world.root}/target") == messages_in(world.maildir())
+
+
+@pytest.mark.case("37", "M6")
+def test_a_message_that_changed_and_whose_flags_changed(saved: World):
+    """Told to overwrite, it replaces the content under the name that the message has now: no folder gets a base name twice."""
+    saved.restore("target")
+    cur = f"{saved.root}/target/cur"
+    os.rename(f"{cur}/0.m:2,S", f"{cur}/0.m:2,FS")
+    Path(cur, "0.m:2,FS").write_bytes(b"changed")
+    with pytest.raises(WouldOverwrite):
+        saved.restore("target")
+    assert saved.restore("target", overwrite=True).outcome == "complete"
+    assert sorted(os.listdir(cur)) == ["0.m:2,FS", "2.m:2,S"]
+    assert bases_in(f"{saved.root}/target") == bases_in(saved.maildir())
+
+
+# ---------------------------------------------------------------- numbers and names that no system has
+
+
+def craft_oddities(craft: Craft) -> list[Item]:
+    early = craft.file(b"early", b"early")
+    early.mtime = (-(1 << 62), 0)
+    strange = craft.file(b"strange", b"strange", xattrs={"user." + "n" * 300: "AA==", "nonsense": "AA==", "user.nul\0": "AA=="})
+    owned = craft.file(b"owned", b"owned")
+    owned.owner = replace(craft.owner, uid=1 << 40, gid=-1, mode=0o4755)
+    return [early, strange, owned]
+
+
+@pytest.mark.case("15", "16")
+def test_attributes_that_cannot_be_set(world: World):
+    """Content is worth more: it comes back, and the attribute is named."""
+    with Craft(world) as craft:
+        craft.commit(directories={world.home: [craft.directory(), *craft_oddities(craft)]})
+    result = world.restore_files("target")
+    assert result.outcome == "complete"
+    copy = Path(f"{world.root}/target{world.home}")
+    assert {path.name: path.read_text() for path in copy.iterdir()} == {name: name for name in ("early", "strange", "owned")}
+    named = {finding.subject.rpartition("/")[2] for finding in result.findings}
+    assert named >= ({"strange", "owned"} if os.geteuid() == 0 else {"strange"})
+    assert (copy / "owned").stat().st_mode & 0o7777 == 0o755, "a set-uid program of somebody else"
+
+
+REFUSED = {
+    "empty link": lambda craft: craft.link(b"bad", b""),
+    "link with NUL": lambda craft: craft.link(b"bad", b"a\0b"),
+    "long link": lambda craft: craft.link(b"bad", b"x" * 5000),
+    "long name": lambda craft: craft.file(b"x" * 300, b"1"),
+    "long directory": lambda craft: craft.directory(b"x" * 300),
+    "in a long directory": lambda craft: craft.file(b"x" * 300 + b"/a", b"1"),
+    "device": lambda craft: craft.file(b"bad", type="c", device=(1 << 40, -3)),
+    "no device": lambda craft: craft.file(b"bad", type="b"),
+}
+
+
+@pytest.mark.case("36")
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_no_file_system_takes(world: World, kind: str):
+    """It is named, once, and everything else comes back."""
+    with Craft(world) as craft:
+        craft.commit(
+            directories={world.home: [craft.directory(), REFUSED[kind](craft), craft.link(b"link", b"good"), craft.file(b"good", b"good")]}
+        )
+    result = world.restore_files("target")
+    assert len(result.findings) == 1
+    assert sorted(os.listdir(f"{world.root}/target{world.home}")) == ["good", "link"]
+    assert result.files == 2
+
+
 # ---------------------------------------------------------------- parts
 
 
@@ -363,9 +517,15 @@ def test_two_messages_with_one_name(world: World):
         {"at": "1"},
         {"at": "1999-01-01"},
         {"at": "soon"},
+        {"at": "0001-01-01"},
+        {"at": "0001-01-01T00:00:00+14:00"},
+        {"at": "yesterday 25:00"},
+        {"at": ""},
+        {"at": "\u00b2"},
+        {"at": "1" * 5000},
         {"location": "elsewhere"},
     ],
-    ids=str,
+    ids=lambda options: str(options)[:40],
 )
 def test_what_does_not_exist(saved: World, options: dict[str, str]):
     with pytest.raises(NotFound) as caught:
@@ -543,6 +703,47 @@ def test_the_store_goes_away(world: World, reads: int):
     assert left.items() <= messages_in(world.maildir()).items()
     assert world.restore("target").outcome == "complete"
     assert messages_in(f"{world.root}/target") == messages_in(world.maildir())
+
+
+class Opening(EpochOpener):
+    """Counts what it opens."""
+
+    opened = 0
+
+    def open(self, sealed: bytes) -> bytes:
+        """One more."""
+        self.opened += 1
+        return super().open(sealed)
+
+
+def test_little_is_opened_before_it_is_asked_for(world: World):
+    """Some kilobytes may unpack to 16 MiB each, so memory is bounded by the number of blocks, too."""
+    with Craft(world) as craft:
+        refs = [craft.blob(bytes([number]) * 40_000) for number in range(40)]
+        craft.commit(directories={world.home: [craft.directory(), craft.file(b"f", refs=refs)]})
+    with reading(world) as reader:
+        opener = reader.blocks._opener
+        opener.__class__, opener.opened = Opening, 0
+        stream = reader.stream(refs)
+        for number, ref in enumerate(refs[:20]):
+            assert stream.blob(ref) == bytes([number]) * 40_000
+            time.sleep(0.01)
+            assert opener.opened <= number + 1 + blocks._AHEAD_BLOCKS
+        stream.close()
+        assert opener.opened >= 20
+
+
+def test_blocks_that_nobody_asks_for_do_not_stop_the_reading_ahead(world: World):
+    """A damaged file is given up at its first block; its others were fetched for nothing."""
+    with Craft(world) as craft:
+        refs = [craft.blob(bytes([number]) * 40_000) for number in range(60)]
+        craft.commit(directories={world.home: [craft.directory(), craft.file(b"f", refs=refs)]})
+    with reading(world) as reader:
+        stream = reader.stream(refs)
+        wanted = [0, 1, *range(20, 40), 5, *range(41, 60)]
+        assert [stream.blob(refs[number])[0] for number in wanted] == wanted
+        assert not stream._futures
+        stream.close()
 
 
 def test_one_mailbox_costs_its_own_bytes(world: World):
