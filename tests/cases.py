@@ -17,7 +17,6 @@ REASONS: dict[str, str] = {
     "18": "standard input and command output are no sources in this version; dumps come with the system adapters",
     "21": "a check changes nothing, so an interrupted one leaves nothing behind; there is no compaction",
     "23": "there are no locks in the store: the chain decides who was first (vault/test_conflict.py)",
-    "24": "a second writer is refused with exit 6, by design",
     "40": "permissions of a store (no delete, write only) come with the S3 store",
     "42": "retention comes with upkeep",
     "43": "undelete comes with upkeep",
