@@ -67,6 +67,7 @@ def test_the_rescue_script_brings_everything_back(world):
     assert done.returncode == 0, done.stdout + done.stderr
     for address in ACCOUNTS:
         assert messages_in(f"{to}/mail/{address}") == messages_in(world.maildir(address))
+        assert tree_of(f"{to}/mail/{address}") == tree_of(world.maildir(address))
     assert tree_of(f"{to}/files{world.home}") == tree_of(world.home)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -14,9 +16,12 @@ from typing import Any
 
 import pytest
 
+from mailbackup.cli.program import main
 from mailbackup.content.zstd import zstd
 from mailbackup.crypto.age import generate_identity
+from mailbackup.kit import load_identity_file, render
 from mailbackup.testing.mounts import remount, tmpfs
+from tests.capture.look import open_directory, without_rights
 from tests.craft import Craft
 from tests.world import ALICE, World, messages_in
 
@@ -55,16 +60,31 @@ class Done:
 
 def run(world: World, *args: str | bytes) -> Done:
     """One command line in a process of its own, with the world's configuration and state."""
-    known = ["--config", world.config_path, "--state", world.state]
-    command = [sys.executable, "-c", LAUNCH, f"{world.root}/peak", sys.executable, "-m", "mailbackup", *known, *args]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        child = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=ROOT)
-        with open(f"{world.root}/peak") as file:
-            peak = int(file.read())
-        os.unlink(f"{world.root}/peak")
+        program = [sys.executable, "-m", "mailbackup", *known(world), *args]
+        child = subprocess.Popen(program, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=ROOT)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         err.seek(0)
-        done = Done(child.returncode, out.read(), err.read().decode(), peak * 1024)
+        return checked(Done(child.returncode, out.read(), err.read().decode(), usage.ru_maxrss * 1024))
+
+
+def answer(world: World, *args: str | bytes) -> Done:
+    """The same with --json, in this process: starting the program takes longer than most commands."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace") for _ in range(2))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main([*known(world), *map(os.fsdecode, args), "--json"])
+    for stream in (out, err):
+        stream.flush()
+    return checked(Done(status, out.buffer.getvalue(), err.buffer.getvalue().decode(), 0))
+
+
+def known(world: World) -> list[str]:
+    return ["--config", world.config_path, "--state", world.state]
+
+
+def checked(done: Done) -> Done:
     assert b"Traceback" not in done.out, done
     assert "Traceback" not in done.err, done
     return done
@@ -75,12 +95,17 @@ def fails(world: World, status: int, *args: str | bytes) -> str:
     said = run(world, *args)
     assert (said.status, said.out) == (status, b""), said
     assert said.err.splitlines()[-1].startswith("HINT: "), said.err
-    done = run(world, *args, "--json")
-    error, answer = done.json["error"], done.json
-    assert (done.status, answer["outcome"], done.err) == (status, "error", "")
+    return fails_again(world, status, said, *args)
+
+
+def fails_again(world: World, status: int, said: Done | None, *args: str | bytes) -> str:
+    """What a command answers with --json is the same error."""
+    done = answer(world, *args)
+    error = done.json["error"]
+    assert (done.status, done.json["outcome"], done.err) == (status, "error", "")
     assert error["message"]
     assert error["hint"]
-    assert f"[{error['code']}]" in said.err
+    assert said is None or f"[{error['code']}]" in said.err
     return str(error["code"])
 
 
@@ -115,10 +140,24 @@ def test_identities(world: World, words: tuple[str, ...]):
     other.write_text(f"{generate_identity().secret}\n")
     Path(world.root, "rubbish.txt").write_bytes(b"\xff\0 rubbish")
     assert fails(world, 7, *command(world, words), "--identity", str(other)) == "MB-K003"
-    assert fails(world, 7, *command(world, words)) == "MB-K002"
-    assert fails(world, 7, *command(world, words), "--identity", "/nowhere/kit.txt").startswith("MB-K")
-    assert fails(world, 7, *command(world, words), "--identity", f"{world.root}/rubbish.txt") == "MB-K005"
+    assert fails_again(world, 7, None, *command(world, words)) == "MB-K002"
+    assert fails_again(world, 7, None, *command(world, words), "--identity", "/nowhere/kit.txt") == "MB-K002"
+    assert fails_again(world, 7, None, *command(world, words), "--identity", f"{world.root}/rubbish.txt") == "MB-K005"
     assert not os.path.exists(f"{world.root}/target")
+
+
+@pytest.mark.case("41", "46")
+def test_a_wrong_passphrase(world: World, monkeypatch: pytest.MonkeyPatch):
+    loaded = load_identity_file(world.kit, None).kit
+    assert loaded is not None
+    locked, secret = Path(world.root, "locked.txt"), Path(world.root, "passphrase")
+    locked.write_text(render(loaded, "right"))
+    monkeypatch.delenv("MAILBACKUP_PASSPHRASE_FILE", raising=False)
+    assert fails(world, 7, "ls", "--identity", str(locked)) == "MB-K002"
+    monkeypatch.setenv("MAILBACKUP_PASSPHRASE_FILE", str(secret))
+    assert fails_again(world, 2, None, "ls", "--identity", str(locked)) == "MB-U001"
+    secret.write_text("wrong\n")
+    assert fails_again(world, 7, None, "ls", "--identity", str(locked)) == "MB-K005"
 
 
 @pytest.mark.case("45")
@@ -139,7 +178,7 @@ def test_the_signing_key_is_gone(world: World):
 def test_a_broken_configuration(world: World, text: bytes):
     Path(world.config_path).write_bytes(text)
     assert fails(world, 2, "backup") == "MB-U003"
-    fails(world, 2, "verify")
+    assert fails_again(world, 2, None, "verify") == "MB-U003"
 
 
 @pytest.mark.case("45")
@@ -176,8 +215,7 @@ def test_a_source_is_a_file(world: World):
     """The other sources are saved; the snapshot says what is missing."""
     shutil.rmtree(world.home)
     Path(world.home).write_bytes(b"a file")
-    answer = run(world, "backup", "--json")
-    assert (answer.status, answer.json["outcome"]) == (3, "incomplete")
+    assert (answer(world, "backup").status, answer(world, "backup").json["outcome"]) == (3, "incomplete")
     said = run(world, "backup")
     assert said.status == 3
     assert world.home in said.err
@@ -186,8 +224,7 @@ def test_a_source_is_a_file(world: World):
 @pytest.mark.case("45")
 def test_the_mail_root_is_gone(world: World):
     shutil.rmtree(world.mail)
-    answer = run(world, "backup", "--json")
-    assert (answer.status, answer.json["outcome"]) == (3, "incomplete")
+    assert answer(world, "backup").json["outcome"] == "incomplete"
     assert run(world, "backup").err != ""
 
 
@@ -196,7 +233,55 @@ def test_no_source_at_all(world: World):
     shutil.rmtree(world.mail)
     shutil.rmtree(world.home)
     assert run(world, "backup").status == 3
-    assert run(world, "backup", "--json").json["exit_status"] == 3
+    assert answer(world, "backup").json["exit_status"] == 3
+
+
+# ---------------------------------------------------------------- no rights
+
+CLOSED: dict[str, tuple[str, tuple[str, ...], int]] = {
+    "configuration": ("mailbackup.toml", ("backup",), 2),
+    "signing key": ("mailbackup.key", ("backup",), 7),
+    "state": ("state", ("backup",), 5),
+    "state file": ("state/state.db", ("backup",), 5),
+    "store to write": ("vault", ("backup",), 5),
+    "store to check": ("vault", ("verify",), 5),
+    "ledger": ("vault/ledger", ("snapshots",), 5),
+    "packs": ("vault/packs", ("verify",), 5),
+    "kit": ("kit.txt", ("ls",), 7),
+    "target": ("closed", ("restore", "mailbox", ALICE, "--to", "closed/target"), 5),
+    "message": ("mail/example.org/alice/Maildir/cur/2.m:2,S", ("backup",), 3),
+    "mailbox": ("mail/example.org/alice/Maildir", ("backup",), 3),
+    "all mail": ("mail", ("backup",), 3),
+    "directory": ("home", ("backup",), 3),
+    "file": ("home/notes", ("backup",), 3),
+}
+
+
+@pytest.mark.case("4", "45")
+@pytest.mark.root
+@pytest.mark.parametrize("what", CLOSED)
+def test_without_rights(what: str):
+    """Nobody may open one thing, and the user is not root."""
+    name, words, status = CLOSED[what]
+    with open_directory() as place:
+        world = World(place, directories=True)
+        world.deliver("1.m:2,S", BODY)
+        Path(world.home, "notes").write_bytes(b"notes")
+        os.mkdir(f"{place}/closed")
+        world.backup()
+        world.deliver("2.m:2,S", BODY)
+        args = [f"{place}/{word}" if word.startswith("closed/") else word for word in words]
+        answer(world, "ls", *with_kit(world))  # what is imported late must be there already
+        with without_rights(world):
+            os.chmod(f"{place}/{name}", 0)
+            if status == 3:
+                done = answer(world, *args)
+                assert (done.status, done.json["outcome"]) == (3, "incomplete")
+                assert {finding["kind"] for finding in done.json["findings"]} & {"unreadable", "source-missing"}
+            else:
+                fails_again(world, status, None, *args, *with_kit(world))
+            os.chmod(f"{place}/{name}", 0o700)
+    assert not os.path.exists(place)
 
 
 # ---------------------------------------------------------------- stores
@@ -281,14 +366,14 @@ def test_names_that_are_not_text(world: World):
         ("restore", "files", place, "--dry-run", "--to", target, *kit),
         ("restore", "files", place, "--to", target, *kit),
     ):
-        done = run(world, *args, "--json")
-        assert (done.status, done.json["exit_status"], done.err) == (0, 0, ""), done
+        done = answer(world, *args)
+        assert (done.status, done.err) == (0, ""), done
         text = run(world, *args, *(("--overwrite",) if args[0] == "restore" else ()))
         assert text.status == 0
         assert b"\x1b" not in text.out
     assert messages_in(target).items() >= messages_in(world.maildir()).items()
     assert Path(os.fsdecode(os.fsencode(target) + place + b"/\xe4")).read_bytes() == b"odd"
-    missing = run(world, "restore", "files", place + b"/\xfe", "--to", target, *kit, "--json")
+    missing = answer(world, "restore", "files", place + b"/\xfe", "--to", target, *kit)
     assert (missing.status, missing.json["error"]["code"]) == (2, "MB-U004")
 
 
@@ -317,12 +402,11 @@ def test_a_bomb_in_a_block(world: World):
         craft.commit(directories={world.home: [craft.directory(), bomb, whole]})
     target, kit = f"{world.root}/target", with_kit(world)
     for args in (("verify", "--decrypt"), ("restore", "files", world.home, "--to", target)):
-        said = run(world, *args, *kit)
-        answer = run(world, *args, *kit, "--json")
-        assert (said.status, answer.status, answer.json["exit_status"]) == (4, 4, 4)
+        said, done = run(world, *args, *kit), answer(world, *args, *kit)
+        assert (said.status, done.status) == (4, 4)
         assert "bomb" in said.err
-        assert any("bomb" in finding["subject"] for finding in answer.json["findings"])
-        assert max(said.peak, answer.peak) < 400 << 20
+        assert any("bomb" in finding["subject"] for finding in done.json["findings"])
+        assert said.peak < 400 << 20
     assert os.listdir(target + world.home) == ["good"]
     assert run(world, "verify").status == 0
 
@@ -338,5 +422,5 @@ def test_a_bomb_in_a_listing(world: World):
         done = run(world, *args, *with_kit(world))
         assert (done.status, done.err != "") == (4, True)
         assert done.peak < 400 << 20
-        assert run(world, *args, *with_kit(world), "--json").json["exit_status"] == 4
+        assert answer(world, *args, *with_kit(world)).json["exit_status"] == 4
     assert not os.path.exists(f"{world.root}/target")

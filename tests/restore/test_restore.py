@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +22,11 @@ from mailbackup.model.ids import BlobId, ObjectKey
 from mailbackup.model.results import RestoreResult
 from mailbackup.restore import execute
 from mailbackup.restore.target import Target
-from mailbackup.testing.mounts import unprivileged
 from mailbackup.testing.wrapper import Wrapper
 from mailbackup.vault import blocks
 from mailbackup.vault.epochs import EpochOpener
 from mailbackup.vault.trees import Item
+from tests.capture.look import open_directory, without_rights
 from tests.craft import Craft, reading
 from tests.world import ALICE, World, bases_in, messages_in, tree_of
 
@@ -606,37 +606,31 @@ def test_a_dry_run_writes_nothing(saved: World, existing: bool):
     assert everything_beside(saved) == before
 
 
-@contextlib.contextmanager
-def open_to_all(world: World) -> Iterator[None]:
-    """Configuration, kit, state and vault can be read by everybody, and the way to them."""
-    above = [str(path) for path in Path(world.root).parents if path.stat().st_mode & 0o005 != 0o005]
-    for path in (world.config_path, world.kit):
-        os.chmod(path, 0o644)
-    for top in (world.state, world.vault):
-        for path, _, names in os.walk(top):
-            for name in (path, *(f"{path}/{name}" for name in names)):
-                os.chmod(name, 0o755)
-    modes = {path: os.stat(path).st_mode for path in above}
-    for path in (world.root, *above):
-        os.chmod(path, 0o755)
-    yield
-    for path, mode in modes.items():
-        os.chmod(path, mode)
-
-
 @pytest.mark.case("38")
 @pytest.mark.root
-def test_without_root(saved: World):
-    """Content, modes and times come back; one finding says that owners did not, and it is no failure."""
-    os.mkdir(f"{saved.root}/target")
-    os.chown(f"{saved.root}/target", 65534, 65534)
-    with open_to_all(saved), unprivileged():
-        mail, files = saved.restore("target/mail"), saved.restore_files("target/files")
-    for result in (mail, files):
-        assert (result.outcome, [f.kind for f in result.findings]) == ("complete", [FindingKind.OWNER_KEPT])
-    assert tree_of(f"{saved.root}/target/mail") == tree_of(saved.maildir())
-    assert tree_of(f"{saved.root}/target/files{saved.home}") == tree_of(saved.home)
-    assert os.stat(f"{saved.root}/target/mail/cur").st_uid == 65534
+def test_without_root():
+    """Content, modes and times of what belonged to others come back; one finding says that owners did not, and it is no failure."""
+    with open_directory() as place:
+        world = World(place, directories=True)
+        fill(world)
+        Path(world.home, "program").write_bytes(b"#!")
+        os.chmod(f"{world.home}/program", 0o4755)
+        os.mkfifo(f"{world.home}/fifo")
+        os.mknod(f"{world.home}/null", 0o20666, os.makedev(1, 3))
+        here = tree_of(world.home)
+        world.backup()
+        world.restore("before")
+        with without_rights(world):
+            mail, files = world.restore("target/mail"), world.restore_files("target/files")
+        for result in (mail, files):
+            assert (result.outcome, {f.kind for f in result.findings}) == ("complete", {f.kind for f in result.findings if f.harmless})
+            assert [f.kind for f in result.findings].count(FindingKind.OWNER_KEPT) == 1
+        assert tree_of(f"{world.root}/target/mail") == tree_of(world.maildir())
+        there = tree_of(f"{world.root}/target/files{world.home}")
+        assert stat.S_ISCHR(here.pop("null")[0]), "only root makes devices"
+        assert (here.pop("program")[0] & 0o7777, there.pop("program")[0] & 0o7777) == (0o4755, 0o755), "a set-uid program of somebody else"
+        assert there == here
+        assert os.stat(f"{world.root}/target/mail/cur").st_uid == os.stat(world.home).st_uid != 0
 
 
 # ---------------------------------------------------------------- interruptions

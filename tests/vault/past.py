@@ -23,10 +23,10 @@ from mailbackup.model import codec
 from mailbackup.model.events import ignore
 from mailbackup.model.finding import FindingKind
 from mailbackup.model.ids import PackId, PublicKey, act_key, digest, entry_key
-from mailbackup.model.ledger import Act, Anchors, DamagedPack, LedgerEntry
+from mailbackup.model.ledger import Act, Anchors, DamagedPack, LedgerEntry, from_ranges
 from mailbackup.model.results import BackupResult
 from mailbackup.upkeep.registry import Registry
-from mailbackup.vault.chain import Trust, find_head, walk
+from mailbackup.vault.chain import Trust, find_head, stops_of, walk
 from mailbackup.vault.epochs import EpochOpener
 from mailbackup.vault.reader import VaultReader
 from tests.world import ALICE, World, tree_of
@@ -215,9 +215,11 @@ class Past(World):
         return Look(mail, tree_of(f"{out}/home/{self.home}"))
 
     def check_blocks(self) -> None:
-        """The state knows exactly the blocks that the ledger holds live; after a complete run they are those that its trees refer to."""
+        """The state knows exactly the blocks that the ledger holds live, and none was stopped twice."""
         assert self.live_in_state() == self.live_in_ledger()
         assert self.sql("SELECT count(*) FROM block WHERE refs < 0") == [(0,)]
+        stopped = self.stopped()
+        assert len(stopped) == len(set(stopped))
 
     def check_no_waste(self) -> None:
         """What is live is what the newest snapshot, a complete one, refers to."""
@@ -236,6 +238,14 @@ class Past(World):
                 registry.learn(store, link)
         assert not registry.unreadable
         return registry
+
+    def stopped(self) -> list[tuple[str, int]]:
+        """All blocks that entries stop, each as often as that happens."""
+        lives = self.registry().packs
+        with contextlib.closing(self.store()) as store:
+            links = walk(store, self.anchors, Trust(self.anchors.admin), last=find_head(store))
+            rows = [row for link in links for row in stops_of(store, link.entry)]
+        return [(pack, number) for pack, ranges in rows for number in from_ranges(ranges, lives[PackId(pack)].row.blocks)]
 
     def live_in_ledger(self, seq: int | None = None) -> Blocks:
         """Blocks that are live at an entry of the ledger, by default at its head."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +17,9 @@ from msgspec.structs import replace
 from mailbackup import config
 from mailbackup.cli.program import main
 from mailbackup.config import Recipient
-from mailbackup.crypto.age import generate_identity
-from mailbackup.errors import AnchorMismatch, DamageError, ObjectDamaged, StoreUnavailable
+from mailbackup.crypto.age import AgeOpener, AgeSealer, generate_identity, open_epoch
+from mailbackup.errors import AnchorMismatch, DamageError, ObjectDamaged, ObjectMissing, StoreUnavailable
+from mailbackup.kit import load_identity_file
 from mailbackup.model.finding import FindingKind
 from mailbackup.model.ids import ObjectKey, blob_id
 from mailbackup.model.results import VerifyResult
@@ -25,6 +28,7 @@ from mailbackup.stores.base import Store
 from mailbackup.testing.faults import FailOnce, flip_bit, grow, remove, swap, truncate
 from mailbackup.testing.wrapper import Wrapper
 from mailbackup.vault import writer as vault_writer
+from mailbackup.vault.epochs import EpochOpener
 from mailbackup.vault.trees import Item
 from tests.craft import Craft, put_raw, reading
 from tests.world import ALICE, World, messages_in, tree_of
@@ -373,6 +377,76 @@ def test_damage_in_the_content_only(saved: Saved, tmp_path: Path):
     assert [(f.kind, f.subject) for f in result.findings] == [(FindingKind.NOT_RESTORED, f"cur/{large.name.decode()}:2,F")]
     expected = {path for address, path in saved.content[4] if address == ALICE}
     assert set(messages_in(f"{saved.world.root}/damaged")) == expected - {b"cur/" + large.name + b":2,F"}
+
+
+# ---------------------------------------------------------------- epochs
+
+
+@pytest.mark.case("25")
+def test_a_damaged_key_costs_its_own_epoch_only(tmp_path: Path):
+    """Three epochs, one message in each; the key in the middle is damaged."""
+    world = World(tmp_path)
+    for number in range(3):
+        world.deliver(f"{number}.m:2,", os.urandom(40_000))
+        world.settle()
+        world.backup()
+        second_recipient(world)
+    flip_bit(f"{world.vault}/keys/0000000002-0000000001.age", 40)
+    result = world.restore("out")
+    assert {finding.subject for finding in result.findings} == {"cur/1.m:2,"}
+    assert "keys/0000000002-0000000001.age" in result.findings[0].detail or "missing or damaged" in result.findings[0].detail
+    assert set(messages_in(f"{world.root}/out")) == {b"cur/0.m:2,", b"cur/2.m:2,"}
+    with pytest.raises(ObjectDamaged, match="keys/0000000002"):  # not "this identity does not open the vault"
+        world.restore("older", at="3")
+    remove(f"{world.vault}/keys/0000000002-0000000001.age")
+    with pytest.raises(ObjectMissing, match="keys/0000000002"):
+        world.restore("older", at="3")
+
+
+def test_an_epoch_that_another_thread_is_loading(tmp_path: Path):
+    """Threads that open blocks of an epoch whose key is not opened yet: whoever comes second finds it opened, and does not give up."""
+    world = World(tmp_path)
+    world.deliver("1.m:2,", b"x")
+    world.backup()
+    with reading(world) as reader:
+        recipient = next(row.recipient for link in reader.links() for row in link.entry.epochs)
+    sealed = AgeSealer(recipient).seal(b"plain")
+    identities = load_identity_file(world.kit, None).identities
+
+    def slowly(key: bytes) -> AgeOpener:
+        time.sleep(0.2)
+        return AgeOpener([open_epoch(key, identities)])
+
+    opener = EpochOpener(world.store(), slowly)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(opener.open, [sealed] * 8)) == [b"plain"] * 8
+
+
+@pytest.mark.parametrize(
+    "seal",
+    [lambda data: AgeSealer(generate_identity().recipient).seal(data), lambda data: data, lambda data: b""],
+    ids=["stranger", "bare", "empty"],
+)
+def test_a_block_that_is_not_sealed_to_an_epoch(tmp_path: Path, seal: Callable[[bytes], bytes]):
+    class Wrong:
+        """A sealer that seals nothing, or to somebody else."""
+
+        recipient = ""
+
+        def seal(self, data: bytes) -> bytes:
+            """As the test wants it."""
+            return seal(data)
+
+    def make(craft: Craft) -> None:
+        honest, craft.writer._packs._sealer = craft.writer._packs._sealer, Wrong()
+        bad = craft.file(b"bad", b"content")
+        craft.writer._packs._sealer = honest
+        craft.commit(directories={"/etc": [bad, craft.file(b"good", b"good")]})
+
+    world, result = lie(tmp_path, make)
+    assert kinds(result) == [(FindingKind.BLOB_MISMATCH, "/etc: bad")]
+    assert [finding.subject for finding in world.restore_files("out", "/etc").findings] == ["etc/bad"]
+    assert os.listdir(f"{world.root}/out/etc") == ["good"]
 
 
 # ---------------------------------------------------------------- stores that misbehave for a moment

@@ -17,10 +17,11 @@ from mailbackup import app, kit
 from mailbackup.content.block import seal_block
 from mailbackup.crypto.age import AgeSealer
 from mailbackup.crypto.signing import SigningKey, seal_line
-from mailbackup.errors import AnchorMismatch, ChainBroken, ConflictError, MailbackupError, NotFound
+from mailbackup.errors import AnchorMismatch, ChainBroken, ConflictError, MailbackupError, NotFound, RecordInvalid
 from mailbackup.model import codec
-from mailbackup.model.ids import digest, entry_key, snapshot_key
-from mailbackup.vault.chain import find_head
+from mailbackup.model.ids import LEDGER_PAGE, act_key, digest, entry_key, snapshot_key
+from mailbackup.model.ledger import Act, DamagedPack
+from mailbackup.vault.chain import Trust, find_head, read_acts
 from tests.craft import admin_key, append, head_of, parsed, put_raw, raw_entry, reading, signed, trust, writer_key
 from tests.world import World, messages_in, tree_of
 
@@ -339,3 +340,155 @@ def test_the_admin_may_not_be_replaced_in_the_first_entry(world: World):
     assert restores(world, str(head_of(world))) is ChainBroken
     assert restores(world, "1") in (ChainBroken, NotFound)
     assert admin_key(world).public != OTHER.public
+
+
+@pytest.mark.case("32")
+def test_a_snapshot_of_a_newer_format(world: World):
+    """Well signed; but what is in it this version cannot know."""
+    seq = head_of(world) + 1
+    members = snapshot_of(world)
+    with reading(world) as reader:
+        content = json.loads(codec.encode(reader.snapshot(reader.find("latest")))) | {"format": 2, "seq": seq}
+        recipient = next(row.recipient for link in reader.links() for row in link.entry.epochs)
+    sealed = seal_block(AgeSealer(recipient), json.dumps(content).encode(), 3)
+    row = replace(members["snapshot"], key=snapshot_key(seq, digest(sealed)), sha256=digest(sealed), size=len(sealed))
+    os.unlink(f"{world.vault}/{members['snapshot'].key}")
+    put_raw(world, row.key, sealed)
+    append(world, writer_key(world), **members | {"snapshot": row})
+    assert restores(world) is RecordInvalid
+    assert restores(world, str(seq - 1)) == "fine"
+    assert world.verify().outcome == "clean"
+    assert world.verify(decrypt=True).outcome == "damaged"
+
+
+# ---------------------------------------------------------------- whom the admin named, seen by readers without a state
+
+
+def grow(world: World, key: SigningKey, until: int) -> None:
+    """Entries of this writer up to a number; the first of each page repeats all trust entries."""
+    last = head_of(world)
+    before = raw_entry(world, last)
+    lines = [raw.decode() for raw in (raw_entry(world, seq) for seq in range(1, last + 1)) if parsed(raw).type == "trust"]
+    template = replace(parsed(before), type="packs", signer=key.public, packs=(), epochs=(), snapshot=None, outcome=None, stops=(), lists=None,
+                       grant=(), revoke=(), files={}, trust=())  # fmt: skip
+    for seq in range(last + 1, until + 1):
+        page = {"trust": tuple(lines)} if seq % LEDGER_PAGE == 0 else {}
+        before = signed(replace(template, seq=seq, prev=digest(before), **page), key)
+        put_raw(world, entry_key(seq), before)
+
+
+def test_a_writer_that_was_named_in_the_middle_of_a_page(world: World):
+    trust(world, revoke=[writer_key(world)], grant=[OTHER])
+    append(world, OTHER)
+    append(world, OTHER, **snapshot_of(world))
+    world.lose_state()
+    assert answers(world) == {"verify": "clean", "decrypt": "clean", "snapshots": "fine", "restore": "fine", "backup": ConflictError}
+
+
+def test_a_writer_that_was_named_in_an_earlier_page(world: World):
+    trust(world, revoke=[writer_key(world)], grant=[OTHER])
+    grow(world, OTHER, 257)
+    append(world, OTHER, **snapshot_of(world))
+    world.lose_state()
+    found = answers(world)
+    assert found.pop("backup") is ConflictError
+    assert found == {"verify": "clean", "decrypt": "clean", "snapshots": "fine", "restore": "fine"}
+    assert restores(world, "2") == "fine"
+
+
+def test_a_writer_that_was_dismissed_in_an_earlier_page(world: World):
+    trust(world, revoke=[writer_key(world)], grant=[OTHER])
+    grow(world, OTHER, 257)
+    seq = append(world, writer_key(world), **snapshot_of(world))
+    world.lose_state()
+    assert answers(world) == refusals(ChainBroken, backup=ConflictError)
+    assert restores(world, str(seq)) is ChainBroken
+    assert restores(world, "2") == "fine", "what it wrote before"
+
+
+def test_a_dismissed_writer_that_makes_a_page_anew(world: World):
+    """It leaves its dismissal out of what the page repeats; whoever walks back to the real entries sees it."""
+    trust(world, revoke=[writer_key(world)], grant=[OTHER])
+    grow(world, OTHER, 255)
+    before = raw_entry(world, 255)
+    first = replace(parsed(before), seq=256, prev=digest(before), trust=(raw_entry(world, 1).decode(),))
+    put_raw(world, entry_key(256), signed(first, writer_key(world)))
+    append(world, writer_key(world))
+    world.lose_state()
+    assert answers(world) == refusals(ChainBroken)
+
+
+# ---------------------------------------------------------------- acts
+
+
+def act(world: World, number: int, prev: bytes | None, key: SigningKey, chain: str = "c" * 32, **members: Any) -> bytes:
+    """Put an act: by default, that an unknown pack is damaged."""
+    vault = parsed(raw_entry(world, 1)).vault
+    made = Act(format=1, vault=vault, chain=chain, seq=number, prev=None if prev is None else digest(prev), type="damage",
+               time="2026-11-24T02:30:00Z", signer=key.public, packs=(DamagedPack(id="ab" * 16),))  # fmt: skip
+    raw = seal_line(codec.encode(replace(made, **members)), key)
+    put_raw(world, act_key(number), raw)
+    return raw
+
+
+def answers_to_acts(world: World) -> tuple[str, set[str], type[MailbackupError] | str]:
+    """Acts are for those who write and check; a restore asks for none."""
+    before = tree_of(world.vault)
+    verified, backed_up = world.verify(), says(world.backup)
+    assert restores(world) == "fine"
+    if isinstance(backed_up, type):
+        assert tree_of(world.vault) == before
+    return verified.outcome, {finding.kind for finding in verified.findings}, backed_up
+
+
+def test_acts_of_the_admin_are_believed(world: World):
+    first = act(world, 1, None, admin_key(world))
+    act(world, 2, first, admin_key(world))
+    assert answers_to_acts(world) == ("damaged", {"object-damaged"}, "complete")
+
+
+def test_acts_of_who_may_prune_are_believed(world: World):
+    trust(world, grant=[OTHER], role="prune")
+    act(world, 1, None, OTHER)
+    assert answers_to_acts(world) == ("damaged", {"object-damaged"}, "explained")
+
+
+ACTS: dict[str, Callable[[World], object]] = {
+    "of another key": lambda world: act(world, 1, None, OTHER),
+    "of the writer": lambda world: act(world, 1, None, writer_key(world)),
+    "of another vault": lambda world: act(world, 1, None, admin_key(world), vault="0" * 32),
+    "of another number": lambda world: act(world, 1, None, admin_key(world), seq=2),
+    "of a newer format": lambda world: put_raw(
+        world, act_key(1), act(world, 1, None, admin_key(world)).replace(b'"format":1', b'"format":2')
+    ),
+    "without the first": lambda world: (
+        act(world, 2, act(world, 1, None, admin_key(world)), admin_key(world)) and os.unlink(f"{world.vault}/{act_key(1)}")
+    ),
+    "that follow nothing": lambda world: act(world, 2, b"?", admin_key(world)) and act(world, 1, None, admin_key(world)),
+    "of two chains": lambda world: act(world, 2, act(world, 1, None, admin_key(world)), admin_key(world), chain="d" * 32),
+    "cut off": lambda world: put_raw(world, act_key(1), act(world, 1, None, admin_key(world))[:-1]),
+}
+
+
+@pytest.mark.parametrize("which", ACTS)
+def test_forged_acts(world: World, which: str):
+    ACTS[which](world)
+    outcome, kinds, backed_up = answers_to_acts(world)
+    assert (outcome, backed_up) == ("damaged", ChainBroken)
+    assert "chain-broken" in kinds
+
+
+def test_acts_of_another_vault(world: World, tmp_path: Path):
+    other = lived(tmp_path / "other")
+    act(other, 1, None, admin_key(other))
+    shutil.copytree(f"{other.vault}/acts", f"{world.vault}/acts")
+    assert answers_to_acts(world) == ("damaged", {"chain-broken"}, ChainBroken)
+
+
+def test_acts_of_another_store(world: World):
+    """Another store of the same vault has acts of its own: whoever remembers the chain of this one refuses them."""
+    act(world, 1, None, admin_key(world))
+    named = Trust(admin_key(world).public)
+    assert len(list(read_acts(world.store(), world.context.anchors, named, "c" * 32))) == 1
+    with pytest.raises(ChainBroken):
+        list(read_acts(world.store(), world.context.anchors, named, "d" * 32))
