@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from mailbackup.errors import DamageError, NoSpace, SafetyRefusal, StoreError, WouldOverwrite, WrongIdentity
 from mailbackup.model.events import OnEvent, Phase, Progress
@@ -12,10 +13,12 @@ from mailbackup.model.ids import show
 from mailbackup.model.tree import BlobRef
 from mailbackup.restore.plan import Names, RestorePlan, Step
 from mailbackup.restore.target import AttributeKept, Target
+from mailbackup.restore.writers import Writers
 from mailbackup.vault.blocks import BlockStream
 from mailbackup.vault.reader import VaultReader
 
-_IN_MEMORY = 64 << 20  # bytes; a larger file is written blob by blob
+_THREADS = 3  # that write files
+_IN_MEMORY = 16 << 20  # bytes; a larger file is written blob by blob
 
 
 @dataclass(slots=True)
@@ -37,6 +40,7 @@ class Executor:
         self._target = target
         self._overwrite = overwrite
         self._on_event = on_event
+        self._writers = Writers(self._written, _THREADS)
         self._links: dict[Names, bytes] = {}  # hard-linked files that are in place → where
         self._owners_kept = 0
         self.done = Done(findings=list(plan.findings))
@@ -70,7 +74,9 @@ class Executor:
                 self._file(step, stream)
                 if count % 64 == 0:
                     self._on_event(Progress(count, self.done.bytes))
+            self._writers.drain()
         finally:
+            self._writers.close()
             stream.close()
         for step in plan.others:
             self.done.files += self._guarded(step, lambda step=step: self._special(step))  # type: ignore[misc]
@@ -81,34 +87,40 @@ class Executor:
             self.done.findings.append(Finding(FindingKind.OWNER_KEPT, "owners", detail))
 
     def _file(self, step: Step, stream: BlockStream) -> None:
-        parts: list[bytes] | Iterator[bytes]
+        """Put a file in place, or have it put: only files with several names, and very large ones, are waited for."""
         try:
             first = None if step.names is None else self._links.get(step.names)
             if first is not None:
-                whole = self._guarded(step, lambda: self._target.link(step.path, first, replace=self._overwrite))
+                self._written(step, lambda: self._target.link(step.path, first, replace=self._overwrite))
+            elif step.names is None and step.entry.size <= _IN_MEMORY:
+                self._submit(step, [stream.blob(ref) for ref in step.refs])
             else:
-                parts = [stream.blob(ref) for ref in step.refs] if step.entry.size <= _IN_MEMORY else _checked(stream, step.refs)
-                whole = self._guarded(step, lambda: self._write(step, parts))
-        except (DamageError, WrongIdentity, StoreError) as error:
-            if isinstance(error, StoreError) and error.retryable:
-                raise
+                self._written(step, lambda: self._write(step, _checked(stream, step.refs)))
+        except (DamageError, WrongIdentity, StoreError, SafetyRefusal) as error:
+            self._raise_if_general(error)
             self._not_restored(step, error)
-            return
-        if whole:
+
+    def _written(self, step: Step, outcome: Callable[[], None]) -> None:
+        """Count a file if it is in place."""
+        if self._guarded(step, outcome):
             self.done.messages += step.is_message
             self.done.files += not step.is_message
             self.done.bytes += step.entry.size
 
-    def _write(self, step: Step, parts: list[bytes] | Iterator[bytes]) -> None:
-        through = None
-        if step.is_message:
-            folder = step.path.rsplit(b"/", 2)[:-2]
-            through = (folder[0] + b"/" if folder else b"") + b"tmp"
+    def _submit(self, step: Step, parts: list[bytes]) -> None:
+        place = self._target.place(step.path, _through(step))
+        write = partial(self._target.write_file, place, parts, step.entry, step.owner, replace=self._overwrite)
+        self._writers.submit(step, place, write)
+
+    def _write(self, step: Step, parts: Iterator[bytes]) -> None:
+        place = self._target.place(step.path, _through(step))
         try:
-            self._target.write_file(step.path, parts, step.entry, step.owner, replace=self._overwrite, through=through)
+            self._target.write_file(place, parts, step.entry, step.owner, replace=self._overwrite)
         except AttributeKept:
             self._remember_name(step)
             raise
+        finally:
+            place.release()
         self._remember_name(step)
 
     def _remember_name(self, step: Step) -> None:
@@ -128,17 +140,28 @@ class Executor:
                 self._owners_kept += 1
             else:
                 self.done.findings.append(Finding(FindingKind.ATTRIBUTE_KEPT, show(step.path), str(kept)))
-        except NoSpace:
-            raise
-        except (SafetyRefusal, DamageError, StoreError) as error:
-            if isinstance(error, StoreError) and error.retryable:
-                raise
+        except (SafetyRefusal, DamageError, StoreError, WrongIdentity) as error:
+            self._raise_if_general(error)
             self._not_restored(step, error)
             return False
         return True
 
+    @staticmethod
+    def _raise_if_general(error: Exception) -> None:
+        """A full disk, or a store that does not answer, concerns everything that follows."""
+        if isinstance(error, NoSpace) or (isinstance(error, StoreError) and error.retryable):
+            raise error
+
     def _not_restored(self, step: Step, error: Exception) -> None:
         self.done.findings.append(Finding(FindingKind.NOT_RESTORED, show(step.path), str(error)))
+
+
+def _through(step: Step) -> bytes | None:
+    """A message goes through the tmp of its folder, as every delivery does."""
+    if not step.is_message:
+        return None
+    folder = step.path.rsplit(b"/", 2)[:-2]
+    return (folder[0] + b"/" if folder else b"") + b"tmp"
 
 
 def _checked(stream: BlockStream, refs: tuple[BlobRef, ...]) -> Iterator[bytes]:

@@ -16,6 +16,7 @@ import secrets
 import stat
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
@@ -40,6 +41,22 @@ class Existing(Enum):
 
 class AttributeKept(Exception):
     """Content is in place, but an attribute could not be set; the text names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a file will go: its path, its name, and descriptors of its directory and of the one it is written in first (maybe the same)."""
+
+    path: bytes
+    name: bytes
+    home: int
+    staging: int
+
+    def release(self) -> None:
+        """Close the descriptors."""
+        os.close(self.home)
+        if self.staging != self.home:
+            os.close(self.staging)
 
 
 class Target:
@@ -91,25 +108,31 @@ class Target:
         """A directory, and those above it. Attributes come at the end, by `finish_directory`."""
         self._directory(path)
 
-    def write_file(
-        self, path: bytes, parts: Iterable[bytes], entry: Entry, owner: Owner, *, replace: bool, through: bytes | None = None
-    ) -> None:
-        """A file, whole or not at all: written beside its place (or in the directory `through`, a Maildir's tmp), then renamed.
+    def place(self, path: bytes, through: bytes | None = None) -> Place:
+        """Where a file will go, with the directories on the way made: beside its temporary name, or through the directory `through` (a Maildir's
+        tmp). To be released by the caller."""
+        directory, name = os.path.split(path)
+        home = os.dup(self._directory(directory))
+        try:
+            return Place(path, name, home, home if through is None else os.dup(self._directory(through)))
+        except BaseException:
+            os.close(home)
+            raise
+
+    def write_file(self, place: Place, parts: Iterable[bytes], entry: Entry, owner: Owner, *, replace: bool) -> None:
+        """A file, whole or not at all: written under a temporary name, then renamed. May run in several threads at once.
 
         Raises WouldOverwrite when something is there and `replace` is false; AttributeKept when only an attribute is missing.
         """
-        directory, name = os.path.split(path)
-        home = self._directory(directory)
-        staging = home if through is None else self._directory(through)
         temp = b".mailbackup-" + secrets.token_hex(8).encode()
-        with self._translated(path):
-            fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=staging)
+        with self._translated(place.path):
+            fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=place.staging)
             try:
                 kept = self._fill(fd, parts, entry, owner)
-                self._publish(staging, temp, home, name, replace=replace)
+                self._publish(place.staging, temp, place.home, place.name, replace=replace)
             except BaseException:
                 with contextlib.suppress(OSError):
-                    os.unlink(temp, dir_fd=staging)
+                    os.unlink(temp, dir_fd=place.staging)
                 raise
             finally:
                 os.close(fd)

@@ -172,7 +172,7 @@ def test_as_an_ordinary_user(world):
         "import os, sys; sys.path.insert(0, sys.argv[1]); from mailbackup.model.tree import Entry, Owner;"
         "from mailbackup.restore.target import AttributeKept, Target; os.setgid(65534); os.setuid(65534);"
         "t = Target(sys.argv[2]); t.prepare()\n"
-        "try: t.write_file(b'x', [b'content'], Entry(name='x', size=7, mtime=(5, 6)), Owner(0o640, 100, None, 200, None), replace=False)\n"
+        "try: t.write_file(t.place(b'x'), [b'content'], Entry(name='x', size=7, mtime=(5, 6)), Owner(0o640, 100, None, 200, None), replace=False)\n"
         "except AttributeKept as kept: print(kept)"
     )
     place = tempfile.mkdtemp()  # pytest's own directories are closed to others
