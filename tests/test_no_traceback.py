@@ -61,13 +61,15 @@ class Done:
 def run(world: World, *args: str | bytes) -> Done:
     """One command line in a process of its own, with the world's configuration and state."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        program = [sys.executable, "-m", "mailbackup", *known(world), *args]
-        child = subprocess.Popen(program, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=ROOT)
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
+        peak = f"{world.root}/peak"
+        program = [sys.executable, "-c", LAUNCH, peak, sys.executable, "-m", "mailbackup", *known(world), *args]
+        child = subprocess.run(program, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=ROOT)
         out.seek(0)
         err.seek(0)
-        return checked(Done(child.returncode, out.read(), err.read().decode(), usage.ru_maxrss * 1024))
+        with open(peak) as file:
+            kib = int(file.read())
+        os.unlink(peak)
+        return checked(Done(child.returncode, out.read(), err.read().decode(), kib * 1024))
 
 
 def answer(world: World, *args: str | bytes) -> Done:

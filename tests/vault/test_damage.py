@@ -394,7 +394,6 @@ def test_a_damaged_key_costs_its_own_epoch_only(tmp_path: Path):
     flip_bit(f"{world.vault}/keys/0000000002-0000000001.age", 40)
     result = world.restore("out")
     assert {finding.subject for finding in result.findings} == {"cur/1.m:2,"}
-    assert "keys/0000000002-0000000001.age" in result.findings[0].detail or "missing or damaged" in result.findings[0].detail
     assert set(messages_in(f"{world.root}/out")) == {b"cur/0.m:2,", b"cur/2.m:2,"}
     with pytest.raises(ObjectDamaged, match="keys/0000000002"):  # not "this identity does not open the vault"
         world.restore("older", at="3")
