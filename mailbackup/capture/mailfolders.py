@@ -28,7 +28,7 @@ from mailbackup.vault.units import Unit
 from mailbackup.vault.writer import VaultWriter
 
 _LOOKS_AT_MOST = 60
-_LOOKS_WITHOUT_NEWS = 3  # in a row, at folders that go on changing: nothing more is expected
+_LOOKS_WITHOUT_NEWS = 10  # in a row, at folders that go on changing: nothing more is expected
 _FOLDER_LISTINGS_AT_MOST = 5
 _ABSENT_LOOKS = 5  # in a row, in all folders: expunged
 

@@ -186,19 +186,27 @@ class PackWriter:
 
     def _append(self, block: Block, sealed: bytes, sha256: bytes) -> None:
         with self._changed:
-            if self._pack is None:
-                self._pack = _OpenPack(self._open_pack)
-            pack = self._pack
-            offset = pack.append(sealed)
-            pack.blocks.append((len(sealed), sha256))
-            self.stored += len(sealed)
-            block.number, block.offset, block.length = len(pack.blocks) - 1, offset, len(sealed)
-            block.pack = pack.id  # last: it says that the rest is known
-            if pack.size >= PACK_TARGET:
-                self._changed.wait_for(lambda: self._error or self._closing < _PACKS_CLOSING)
-                if self._pack is pack and self._error is None:
-                    self._close_pack()
-            self._changed.notify_all()
+            self._check()
+            try:
+                self._append_locked(block, sealed, sha256)
+            except BaseException as error:  # under the lock: the next thread must not meet the broken pack first
+                self._error = self._error or error
+                raise
+
+    def _append_locked(self, block: Block, sealed: bytes, sha256: bytes) -> None:
+        if self._pack is None:
+            self._pack = _OpenPack(self._open_pack)
+        pack = self._pack
+        offset = pack.append(sealed)
+        pack.blocks.append((len(sealed), sha256))
+        self.stored += len(sealed)
+        block.number, block.offset, block.length = len(pack.blocks) - 1, offset, len(sealed)
+        block.pack = pack.id  # last: it says that the rest is known
+        if pack.size >= PACK_TARGET:
+            self._changed.wait_for(lambda: self._error or self._closing < _PACKS_CLOSING)
+            if self._pack is pack and self._error is None:
+                self._close_pack()
+        self._changed.notify_all()
 
     def _close_pack(self) -> None:
         pack, self._pack = self._pack, None

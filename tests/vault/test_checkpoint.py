@@ -77,7 +77,6 @@ def test_checkpoints_stop_nothing(world, monkeypatch, limits):
         assert live <= world.live_in_ledger(entry["seq"])
     assert entries[-1]["stops"]
     world.check()
-    world.check_no_waste()
 
 
 def test_a_run_without_news_makes_no_checkpoint(world):
@@ -99,7 +98,6 @@ def test_what_is_registered_is_used_after_a_kill(world, entries):
     total = len(BOXES) * CONTENT
     assert total - sent - 10_000 < result.bytes_stored < total - sent + 40_000
     world.check()
-    world.check_no_waste()
 
 
 def test_what_is_not_registered_is_sent_again(world):
@@ -113,7 +111,6 @@ def test_what_is_not_registered_is_sent_again(world):
     findings = world.verify(decrypt=True).findings
     assert [(finding.kind, finding.subject[-32:]) for finding in findings] == [(FindingKind.OBJECT_UNKNOWN, stray)]
     world.check()
-    world.check_no_waste()
 
 
 def test_an_incomplete_run_after_a_kill_stops_nothing(world, monkeypatch):
@@ -227,7 +224,6 @@ def test_an_old_state_goes_over_the_end_of_a_page(tmp_path):
     result = world.backup()
     assert [finding.kind for finding in result.findings] == [FindingKind.STATE_OLD]
     world.check()
-    world.check_no_waste()
     assert world.backup().outcome == "complete"
 
 
@@ -253,4 +249,3 @@ def test_long_stops_are_an_object_of_their_own(tmp_path, monkeypatch):
     world.lose_state()
     world.backup()
     world.check()
-    world.check_no_waste()

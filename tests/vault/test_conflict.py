@@ -79,7 +79,6 @@ def test_two_hosts_with_one_key_at_once(world):
     result = world.backup()
     assert [finding.kind for finding in result.findings] == [FindingKind.STATE_OLD]
     world.check()
-    world.check_no_waste()
 
 
 @pytest.mark.case("24")
@@ -92,7 +91,6 @@ def test_two_hosts_with_one_key_in_turns(world):
         result = host.backup()
         assert [finding.kind for finding in result.findings] == [FindingKind.STATE_OLD]
         host.check()
-        host.check_no_waste()
 
 
 def test_another_writer_takes_the_place(world):
@@ -154,7 +152,6 @@ def test_two_runs_at_once(world):
     world.store_hook = None
     assert world.committed() == [2, 3]
     world.check()
-    world.check_no_waste()
 
 
 def assert_nothing_twice(world: Past) -> None:
@@ -186,4 +183,3 @@ def test_a_put_that_fails_or_whose_answer_is_lost(tmp_path, verb, pattern, after
     assert (result.outcome, result.findings) == ("complete", ())
     assert_nothing_twice(world)
     world.check()
-    world.check_no_waste()

@@ -183,4 +183,4 @@ WEIGHTS = {
 
 @pytest.mark.parametrize("seed", range(100 if CAMPAIGN else 3))
 def test_random_history(tmp_path, seed):
-    History(tmp_path, seed).play(120 if CAMPAIGN else 60)
+    History(tmp_path, seed).play(120 if CAMPAIGN else 45)
