@@ -255,6 +255,8 @@ def test_an_old_state_and_a_source_that_cannot_be_read(world, monkeypatch, fault
     write(f"{world.home}/notes", b"others")
     world.backup()
     world.put_back("at 2", "state")
+    for number in range(20):  # the old inode must not come back: a message of the same name and inode would not be read
+        write(f"{world.maildir()}/tmp/filler.{number}", b"")
     world.deliver("0.small:2,S", letter("small 0", b"words for 0\n"))
     with monkeypatch.context() as patch:
         fault(patch)
