@@ -8,34 +8,31 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mailbackup import config as configuration
 from mailbackup import kit as recovery
+from mailbackup.access import Context, common_anchors, use_store, use_vault, writer_key, writer_key_path
 from mailbackup.audit.walk import Auditor
 from mailbackup.capture.engine import Run, Sources
 from mailbackup.config import Config, Trust
-from mailbackup.crypto.age import AgeKeyMaker, AgeOpener, generate_identity, open_epoch
+from mailbackup.crypto.age import AgeKeyMaker, generate_identity
 from mailbackup.crypto.pool import AdaptiveSealer
 from mailbackup.crypto.signing import SigningKey
 from mailbackup.errors import (
     AlreadyExists,
-    AnchorMismatch,
     ChainBroken,
-    ConfigInvalid,
     IdentityMissing,
     KeyMalformed,
     StateUnusable,
-    UsageError,
 )
 from mailbackup.host import atomic_write, forget_names, run_lock, stamp, utc_now
-from mailbackup.model.events import OnEvent, Phase, ignore
+from mailbackup.model.events import Phase
 from mailbackup.model.finding import Finding, FindingKind
 from mailbackup.model.ids import PublicKey, VaultId, new_vault_id
-from mailbackup.model.ledger import Anchors
 from mailbackup.model.results import (
     BackupResult,
     Fetched,
@@ -62,7 +59,8 @@ from mailbackup.vault.epochs import EpochOpener
 from mailbackup.vault.reader import VaultReader
 from mailbackup.vault.rebuild import rebuild
 from mailbackup.vault.replay import start
-from mailbackup.vault.state import FILE_NAME, State, move_aside, remembered
+from mailbackup.vault.state import State
+from mailbackup.vault.statefile import FILE_NAME, move_aside, remembered
 from mailbackup.vault.writer import VaultWriter, WriterKeys, ensure_epoch
 
 _RESCANNED = "rescanned_at"
@@ -82,36 +80,6 @@ class InitOptions:
     kit_out: str
     domain: str | None = None
     passphrase: str | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
-    """What every command gets: the configuration, where it and the state lie, and how to ask for what is secret."""
-
-    config: Config
-    config_path: str
-    state_dir: str
-    store: str | None = None  # name of the store to read from; None = the first that answers
-    identity_file: str | None = None
-    passphrase: Callable[[], str] | None = None  # asked when the identity file is protected by one
-    on_event: OnEvent = ignore
-
-    @property
-    def anchors(self) -> Anchors:
-        """The trust anchors: ids from the configuration, the highest entry seen from the state."""
-        trust = self.config.trust
-        vault = VaultId(trust.vault)
-        return Anchors(vault=vault, admin=PublicKey(trust.admin), head=remembered(self.state_path, vault).head)
-
-    @property
-    def state_path(self) -> str:
-        """File of the state."""
-        return os.path.join(self.state_dir, FILE_NAME)
-
-
-def writer_key_path(config_path: str) -> str:
-    """Where the host's signing key lies: beside the configuration, not in the state, which may be cleared at any time."""
-    return os.path.splitext(config_path)[0] + ".key"
 
 
 # ---------------------------------------------------------------- init
@@ -184,7 +152,7 @@ def _backup(context: Context, findings: list[Finding], *, rescan: bool, accept_s
     context.on_event(Phase("looking at the vault"))
     anchors = context.anchors
     with ExitStack() as stack:
-        store = stack.enter_context(_opened(context, only=True))
+        store = stack.enter_context(use_store(context, only=True))
         check_vault_info(store, anchors)
         state = stack.enter_context(contextlib.closing(State(context.state_path, anchors.vault)))
         anchors = context.anchors  # anew: a state that was damaged, and is moved aside by now, pins nothing
@@ -192,7 +160,7 @@ def _backup(context: Context, findings: list[Finding], *, rescan: bool, accept_s
             found = Finding(FindingKind.STATE_NEW, context.state_path, f"the state was damaged; it was moved to {state.moved_aside}")
             findings = [*findings, found]
         keys = WriterKeys(
-            _writer_key(context), anchors, tuple(r.key for r in config.recipients), AgeKeyMaker([r.key for r in config.recipients])
+            writer_key(context), anchors, tuple(r.key for r in config.recipients), AgeKeyMaker([r.key for r in config.recipients])
         )
         findings = findings + start(store, state, anchors, keys.signer.public)
         epoch = ensure_epoch(store, state, keys)
@@ -241,68 +209,13 @@ def _workers(config: Config) -> int:
     return max(1, len(os.sched_getaffinity(0)))
 
 
-def _writer_key(context: Context) -> SigningKey:
-    path = writer_key_path(context.config_path)
-    try:
-        with open(path, encoding="ascii") as file:
-            key = SigningKey.from_hex(file.read().strip())
-    except OSError as error:
-        raise IdentityMissing(
-            f"cannot read this host's signing key {path}: {error.strerror}",
-            hint="It was made by 'mailbackup init'. Run as the user who may read it.",
-        ) from None
-    except UnicodeDecodeError:
-        raise KeyMalformed(f"{path} is not a signing key") from None
-    if key.public != context.config.trust.writer:
-        raise AnchorMismatch(f"{path} is not the signing key that the configuration names (trust.writer)")
-    return key
-
-
-@contextmanager
-def _opened(context: Context, *, only: bool = False) -> Iterator[CountedStore]:
-    """The store to use, open. `only`: for writing, where every configured store would have to get the same."""
-    stores = context.config.stores
-    if only and len(stores) > 1:
-        raise ConfigInvalid("several [[store]] sections are not supported by this version yet", hint="Keep one of them.")
-    chosen = [store for store in stores if context.store in (None, store.name)]
-    if not chosen:
-        raise UsageError(f"there is no store {context.store}", hint=f"Configured: {', '.join(store.name for store in stores)}.")
-    store = CountedStore(open_store(chosen[0].url, chosen[0].name, reserve=chosen[0].reserve))
-    try:
-        yield store
-    finally:
-        store.close()
-
-
 # ---------------------------------------------------------------- reading
-
-
-@contextmanager
-def _reader(context: Context) -> Iterator[tuple[VaultReader, CountedStore]]:
-    """The vault, open for reading with the identity that was given."""
-    if context.identity_file is None:
-        raise IdentityMissing("this needs an identity, since the contents of the vault are sealed")
-    loaded = recovery.load_identity_file(context.identity_file, context.passphrase)
-    anchors = _common_anchors(context.anchors, loaded.anchors)
-    with _opened(context) as store:
-        opener = EpochOpener(store, lambda sealed: AgeOpener([open_epoch(sealed, loaded.identities)]))
-        yield VaultReader(store, anchors, opener), store
-
-
-def _common_anchors(ours: Anchors, kits: Anchors | None) -> Anchors:
-    """What configuration and kit say together; the higher pinned entry counts. Raises AnchorMismatch when they name different vaults."""
-    if kits is None:
-        return ours
-    if (ours.vault, ours.admin) != (kits.vault, kits.admin):
-        raise AnchorMismatch("the recovery kit belongs to another vault than the configuration", hint="Use the kit that was made with it.")
-    heads = [head for head in (ours.head, kits.head) if head is not None]
-    return Anchors(vault=ours.vault, admin=ours.admin, head=max(heads, default=None))
 
 
 def snapshots(context: Context) -> list[SnapshotRow]:
     """All snapshots of the vault, oldest first. Needs no identity; counts are known only for those that this host made."""
     known = remembered(context.state_path, VaultId(context.config.trust.vault)).counts
-    with _opened(context) as store:
+    with use_store(context) as store:
         reader = VaultReader(store, context.anchors, EpochOpener(store, None))
         rows = []
         for link in reader.snapshots():
@@ -315,7 +228,7 @@ def snapshots(context: Context) -> list[SnapshotRow]:
 
 def mailboxes(context: Context, *, at: str = "latest") -> list[MailboxLine]:
     """The mailboxes of a snapshot. Needs an identity."""
-    with _reader(context) as (reader, _):
+    with use_vault(context) as (reader, _):
         return mailbox_lines(reader, reader.snapshot(reader.find(at)))
 
 
@@ -323,20 +236,20 @@ def messages(
     context: Context, address: str, *, folder: str | None = None, at: str = "latest", location: str | None = None
 ) -> list[MessageLine]:
     """The messages of a mailbox, from header blocks only. Needs an identity."""
-    with _reader(context) as (reader, _):
+    with use_vault(context) as (reader, _):
         _, tree = reader.mailbox(reader.snapshot(reader.find(at)), address, location)
         return message_lines(reader, tree, folder)
 
 
 def show_snapshot(context: Context, at: str) -> Snapshot:
     """A snapshot object. Needs an identity."""
-    with _reader(context) as (reader, _):
+    with use_vault(context) as (reader, _):
         return reader.snapshot(reader.find(at))
 
 
 def show_message(context: Context, address: str, message: str, *, at: str = "latest", location: str | None = None) -> bytes:
     """One message, byte for byte; `message` is a unique prefix of its id. Needs an identity."""
-    with _reader(context) as (reader, _):
+    with use_vault(context) as (reader, _):
         _, tree = reader.mailbox(reader.snapshot(reader.find(at)), address, location)
         return message_bytes(reader, tree, message)
 
@@ -357,7 +270,7 @@ def restore_mailbox(
 ) -> RestoreResult:
     """Put a mailbox (None = every mailbox, one folder per address) under the directory `to`. Needs an identity."""
     began = time.monotonic()
-    with _reader(context) as (reader, store):
+    with use_vault(context) as (reader, store):
         snapshot = reader.snapshot(reader.find(at))
         if address is not None:
             _, tree = reader.mailbox(snapshot, address, location)
@@ -394,7 +307,7 @@ def restore_files(
 ) -> RestoreResult:
     """Put files and directories of `[[directory]]` sources under `to`, with their whole paths. Needs an identity."""
     began = time.monotonic()
-    with _reader(context) as (reader, store):
+    with use_vault(context) as (reader, store):
         snapshot = reader.snapshot(reader.find(at))
         planner = Planner(Target(to), overwrite=overwrite)
         plan_files(reader, snapshot, planner, [os.fsencode(os.path.abspath(path)) for path in paths])
@@ -458,12 +371,12 @@ def verify(context: Context, *, decrypt: bool = False, sample: float | None = No
     began = time.monotonic()
     blobs, opened = 0, 0
     if decrypt:
-        with _reader(context) as (reader, store):
+        with use_vault(context) as (reader, store):
             scrubbed = scrub(store, reader.anchors, sample=sample, on_event=context.on_event)
             audited = Auditor(reader, scrubbed.registry, context.on_event, sample).run(_sound_snapshots(reader))
             findings, blobs, opened = scrubbed.findings + audited.findings, audited.blobs, audited.bytes
     else:
-        with _opened(context) as store:
+        with use_store(context) as store:
             scrubbed = scrub(store, context.anchors, sample=sample, on_event=context.on_event)
             findings = scrubbed.findings
     clean = all(finding.harmless for finding in findings)
@@ -485,7 +398,7 @@ def state_rebuild(context: Context) -> RebuildResult:
     """Make the local state anew from the latest snapshot. Needs an identity."""
     began = time.monotonic()
     os.makedirs(context.state_dir, mode=0o700, exist_ok=True)
-    with run_lock(os.path.join(context.state_dir, "lock")), _reader(context) as (reader, store):
+    with run_lock(os.path.join(context.state_dir, "lock")), use_vault(context) as (reader, store):
         if os.path.exists(context.state_path):
             move_aside(context.state_path)
         with contextlib.closing(State(context.state_path, reader.anchors.vault)) as state:
@@ -502,7 +415,7 @@ def write_kit(context: Context, *, out: str, page: str | None = None, passphrase
         raise KeyMalformed(
             f"{context.identity_file} is not a recovery kit", hint="A bare identity lacks the admin key; the old kit is needed."
         )
-    anchors = _common_anchors(context.anchors, old.anchors)
+    anchors = common_anchors(context.anchors, old.anchors)
     stores = tuple((store.name, store.url) for store in context.config.stores)
     kit = replace(old, created=stamp(utc_now()), stores=stores, head=anchors.head)
     with ExitStack() as undo:

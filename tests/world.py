@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mailbackup import app, config
+from mailbackup import access, app, config
 from mailbackup.model.results import BackupResult, RestoreResult, VerifyResult
 from mailbackup.stores.base import Store
 from mailbackup.stores.local import LocalStore
@@ -84,22 +84,22 @@ class World:
     # -- commands
 
     @property
-    def context(self) -> app.Context:
+    def context(self) -> access.Context:
         """What commands get."""
         loaded, path = config.load(self.config_path)
-        return app.Context(config=loaded, config_path=path, state_dir=self.state, identity_file=self.kit)
+        return access.Context(config=loaded, config_path=path, state_dir=self.state, identity_file=self.kit)
 
     @contextlib.contextmanager
     def _hooked(self) -> Iterator[None]:
         if self.store_hook is None:
             yield
             return
-        real, hook = app.open_store, self.store_hook
-        app.open_store = lambda *args, **kwargs: hook(real(*args, **kwargs))  # type: ignore[assignment]
+        real, hook = access.open_store, self.store_hook
+        access.open_store = lambda *args, **kwargs: hook(real(*args, **kwargs))  # type: ignore[assignment]
         try:
             yield
         finally:
-            app.open_store = real
+            access.open_store = real
 
     def backup(self, **options: Any) -> BackupResult:
         """`mailbackup backup`."""

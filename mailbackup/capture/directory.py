@@ -13,7 +13,8 @@ from mailbackup.model.finding import Finding
 from mailbackup.model.ids import show, to_name
 from mailbackup.model.options import DirectoryConfig
 from mailbackup.model.tree import DirectoryRoot, Root
-from mailbackup.vault.state import CachedUnit, State
+from mailbackup.vault.cached import CachedUnit
+from mailbackup.vault.state import State
 from mailbackup.vault.trees import Item, RefTable
 from mailbackup.vault.units import Unit
 from mailbackup.vault.writer import VaultWriter

@@ -17,7 +17,8 @@ from mailbackup.model.finding import Finding, FindingKind, outcome_of
 from mailbackup.model.ids import show
 from mailbackup.model.options import DirectoryConfig, MailConfig
 from mailbackup.model.tree import DirectoryRoot, Outcome, Root, SegmentRow, SourceCount
-from mailbackup.vault.state import CachedUnit, State
+from mailbackup.vault.cached import CachedUnit
+from mailbackup.vault.state import State
 from mailbackup.vault.trees import RefTable, resolve
 from mailbackup.vault.writer import SnapshotDraft, VaultWriter
 
@@ -60,7 +61,6 @@ class Run:
         self.findings: list[Finding] = []
         self.totals = RunTotals()
         self._counts: list[SourceCount] = []
-        self._before = state.sources()
         self._line: list[MailboxCapture | None] = []  # newest first
         self._table = Table(state, writer)
         self._done = self._bytes = 0
@@ -111,7 +111,7 @@ class Run:
         keys: dict[str, bytes] = {}
         for mailbox in mailboxes:
             if mailbox.key in keys:
-                detail = f"{show(mailbox.path)} and {show(keys[mailbox.key])} cannot be told apart by the pattern; only the second is saved"
+                detail = f"{show(mailbox.path)} and {show(keys[mailbox.key])} cannot be told apart by the pattern; only the latter is saved"
                 self._report([Finding(FindingKind.MAILBOX_MISSING, mailbox.key, detail)])
                 continue
             keys[mailbox.key] = mailbox.path

@@ -22,8 +22,9 @@ from mailbackup.content.cut import cut_stream
 from mailbackup.model.finding import Finding, FindingKind
 from mailbackup.model.ids import blob_id, from_name, show, to_name
 from mailbackup.model.tree import BlobRef, BlockRow, Entry, Segment, SegmentRow
+from mailbackup.vault.cached import CachedSegment
 from mailbackup.vault.heal import FILES
-from mailbackup.vault.state import CachedSegment, State
+from mailbackup.vault.state import State
 from mailbackup.vault.trees import Item, Place, RefTable, cut, decode_segment, encode_segment, owner_now, resolve
 from mailbackup.vault.units import Unit
 from mailbackup.vault.writer import VaultWriter

@@ -19,7 +19,7 @@ from mailbackup.model import codec
 from mailbackup.model.codec import Record
 from mailbackup.model.ids import Name, blob_id, from_name, to_name
 from mailbackup.model.tree import BlobRef, BlockRow, Folder, PairRow, Segment
-from mailbackup.vault.state import CachedSegment
+from mailbackup.vault.cached import CachedSegment
 from mailbackup.vault.trees import Item, Place, RefTable, cut, decode_flags, decode_segment, encode_flags, encode_segment, owner_of, resolve
 from mailbackup.vault.units import Unit
 from mailbackup.vault.writer import VaultWriter

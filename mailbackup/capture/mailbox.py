@@ -20,7 +20,8 @@ from mailbackup.model import codec
 from mailbackup.model.finding import Finding
 from mailbackup.model.ids import from_name, to_name
 from mailbackup.model.tree import BlobRef, MailboxTree
-from mailbackup.vault.state import CachedUnit, State
+from mailbackup.vault.cached import CachedUnit
+from mailbackup.vault.state import State
 from mailbackup.vault.trees import Item, RefTable
 from mailbackup.vault.units import Unit
 from mailbackup.vault.writer import VaultWriter

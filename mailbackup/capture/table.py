@@ -11,8 +11,9 @@ from mailbackup.content.block import Piece
 from mailbackup.model import codec
 from mailbackup.model.ids import BlobId, blob_id
 from mailbackup.model.tree import BlobRef, MailboxRow, MailboxTable, SegmentRow
+from mailbackup.vault.cached import CachedUnit
 from mailbackup.vault.heal import TABLE, unit_refs
-from mailbackup.vault.state import CachedUnit, State
+from mailbackup.vault.state import State
 from mailbackup.vault.trees import Place, RefTable
 from mailbackup.vault.units import Unit
 from mailbackup.vault.writer import VaultWriter

@@ -18,7 +18,7 @@ from mailbackup.cli.progress import Reporter, reporter
 from mailbackup.cli.settings import Settings, global_options
 
 if TYPE_CHECKING:
-    from mailbackup import app
+    from mailbackup.access import Context
     from mailbackup.config import Config
 
 GLOBAL_HELP = "Global options (see mailbackup --help) may stand here too: --config --state --store --identity --json -v -q."
@@ -50,13 +50,13 @@ class Run:
         self.progress.pause()
         return identity_passphrase(self.settings.identity)
 
-    def context(self) -> app.Context:
+    def context(self) -> Context:
         """What functions of `app` need."""
-        from mailbackup import app
+        from mailbackup.access import Context
         from mailbackup.config import state_dir
 
         config, path = self.loaded
-        return app.Context(
+        return Context(
             config=config,
             config_path=path,
             state_dir=state_dir(path, self.settings.state),

@@ -21,7 +21,7 @@ from mailbackup.model.codec import plain
 from mailbackup.model.finding import Finding
 
 if TYPE_CHECKING:
-    from mailbackup.app import Context
+    from mailbackup.access import Context
     from mailbackup.cli.layout import Comparison, Layout
     from mailbackup.model.results import BackupResult, MailboxLine, VerifyResult
 
@@ -132,6 +132,7 @@ class Trial:
 
     def _keys(self, layout: Layout) -> Context:
         from mailbackup import app, config
+        from mailbackup.access import Context
 
         options = app.InitOptions(
             config_path=self.place("mailbackup.toml"),
@@ -147,7 +148,7 @@ class Trial:
             about.append("keys, local vault and recovery kit made; this machine can write backups, only the kit can read them")
         self.results["vault"] = made.vault
         loaded, _ = config.load(options.config_path)
-        return app.Context(config=loaded, config_path=options.config_path, state_dir=options.state_dir, on_event=self.run.progress)
+        return Context(config=loaded, config_path=options.config_path, state_dir=options.state_dir, on_event=self.run.progress)
 
     def _backup(self, context: Context, which: str) -> None:
         from mailbackup import app

@@ -148,7 +148,8 @@ class PackWriter:
                     self._check()
 
     def finish_packs(self) -> list[FinishedPack]:
-        """Close the open pack, wait until all are durable, and return those finished since the last call. All lanes must be flushed."""
+        """Close the open pack, wait until all are durable, and return those finished since the last call. What lanes hold goes
+        into later packs."""
         with self._changed:
             self._changed.wait_for(lambda: self._error or self._under_way == 0)
             self._check()

@@ -9,7 +9,8 @@ from mailbackup.errors import StateUnusable
 from mailbackup.model import codec
 from mailbackup.model.ids import BlobId, PackId, from_name
 from mailbackup.model.tree import SMALL_BLOB, BlobRef, BlockRow, MailboxTree, Root
-from mailbackup.vault.state import CachedSegment, CachedUnit, State
+from mailbackup.vault.cached import CachedSegment, CachedUnit
+from mailbackup.vault.state import State
 from mailbackup.vault.trees import decode_flags, decode_segment, live_refs, resolve
 
 FILES = b"\0files"  # in place of a folder: the segments of everything that is not a message

@@ -11,10 +11,11 @@ from mailbackup.model.events import OnEvent, Phase, Progress
 from mailbackup.model.ids import PublicKey, from_name
 from mailbackup.model.tree import BlockRow, DirectoryRoot, MailboxTree, Root, SegmentRow, Snapshot
 from mailbackup.stores.base import Store
+from mailbackup.vault.cached import CachedSegment, CachedUnit
 from mailbackup.vault.heal import FILES, recount
 from mailbackup.vault.reader import VaultReader
 from mailbackup.vault.replay import FREEZE_NEXT, STATE_IS_NEW, start
-from mailbackup.vault.state import CachedSegment, CachedUnit, State
+from mailbackup.vault.state import State
 from mailbackup.vault.trees import RefTable, resolve
 
 

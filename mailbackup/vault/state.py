@@ -14,30 +14,20 @@ import errno
 import os
 import sqlite3
 import threading
-import time
-import zlib
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
 
-from mailbackup.content.zstd import compress, decompress
-from mailbackup.errors import Busy, ConfigInvalid, DamageError, MailbackupError, NoSpace, StateUnusable, StoreRefused
-from mailbackup.host import free_bytes
+from mailbackup.errors import ConfigInvalid, NoSpace, StateUnusable, StoreRefused
 from mailbackup.model import codec
-from mailbackup.model.ids import BlobId, Digest, ObjectKey, PackId, VaultId, blob_id
+from mailbackup.model.ids import BlobId, Digest, ObjectKey, PackId, VaultId
 from mailbackup.model.ledger import EpochRow, PackRow
-from mailbackup.model.tree import RECORD_LIMIT, BlobRef, Outcome, SourceCount
+from mailbackup.model.tree import BlobRef, Outcome, SourceCount
 from mailbackup.vault import intact
+from mailbackup.vault.cached import CachedSegment, CachedUnit, packed, to_ref, to_segment, unpacked
+from mailbackup.vault.statefile import ERRORS, Rows, move_aside, translate
 
 VERSION = 1
-FILE_NAME = "state.db"
-
-_ERRORS = (sqlite3.Error, UnicodeDecodeError)  # the second also for damaged text
-_DAMAGE = ("SQLITE_IOERR_READ", "SQLITE_IOERR_SHORT_READ", "SQLITE_IOERR_DATA", "SQLITE_IOERR_CORRUPTFS")
-_TIGHT = 1 << 20  # bytes free below which an I/O error of SQLite, which says no more, means a full disk
-
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE epoch (epoch INTEGER PRIMARY KEY, recipient TEXT, key TEXT, sha256 TEXT, sealed BLOB, recipients TEXT, registered INTEGER);
@@ -57,68 +47,12 @@ CREATE TABLE pending (position INTEGER PRIMARY KEY, key TEXT, data BLOB);
 """
 
 
-@dataclass(slots=True)
-class CachedSegment:
-    """A `facts` or `files` segment as the host remembers it. `inodes` and `ctimes` (ns) stand in the order of its entries; inode 0 = unknown,
-    so the entry is read again. `dirty`: its blob (or its flags' blob) is no longer in the vault."""
-
-    id: BlobId
-    data: bytes  # plaintext
-    inodes: array[int]
-    ctimes: array[int]
-    flags: bytes  # plaintext of the flags blob; empty for `files`
-    dirty: bool
-
-
-@dataclass(slots=True)
-class CachedUnit:
-    """A mailbox or directory source as it stands in the vault. `tree` is the plaintext of its root record."""
-
-    no: int
-    kind: str
-    key: str
-    location: str
-    address: str
-    path: bytes
-    messages: int
-    size: int
-    stale: bool
-    dirty: bool
-    tree: bytes
-    ref: BlobRef | None
-
-
-class _Rows(sqlite3.Cursor):
-    """Rows of a statement; SQLite may find damage as late as when one is fetched."""
-
-    path = ""
-
-    def fetchone(self) -> Any:
-        try:
-            return super().fetchone()
-        except _ERRORS as error:
-            raise translate(error, self.path) from None
-
-    def fetchall(self) -> list[Any]:
-        try:
-            return super().fetchall()
-        except _ERRORS as error:
-            raise translate(error, self.path) from None
-
-    def __next__(self) -> Any:
-        try:
-            return super().__next__()
-        except _ERRORS as error:
-            raise translate(error, self.path) from None
-
-
 class State:
     """The open state database. `lock` guards the connection; `find_large` is called by sealing threads."""
 
     def __init__(self, path: str, vault: VaultId) -> None:
         self.path = path
         self.lock = threading.RLock()
-        self.fresh = False  # made by this call: there was none, or it was unusable
         self.moved_aside: str | None = None
         self._db = self._open(vault)
 
@@ -146,7 +80,7 @@ class State:
             return self._prepare(db, vault)
         except BaseException as error:
             db.close()
-            if isinstance(error, _ERRORS):
+            if isinstance(error, ERRORS):
                 raise translate(error, self.path) from None
             raise
 
@@ -171,7 +105,6 @@ class State:
     def _create(self, db: sqlite3.Connection, vault: VaultId) -> None:
         db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
         db.execute("INSERT INTO meta VALUES ('vault', ?)", (vault,))
-        self.fresh = True
 
     def close(self) -> None:
         """Close; what is not committed is rolled back."""
@@ -199,10 +132,10 @@ class State:
         """Run one statement. Modules that own tables here use it inside the run's transaction."""
         try:
             with self.lock:
-                cursor = self._db.cursor(_Rows)
+                cursor = self._db.cursor(Rows)
                 cursor.path = self.path
                 return cursor.execute(sql, tuple(values))
-        except _ERRORS as error:
+        except ERRORS as error:
             raise translate(error, self.path) from None
 
     def execute_many(self, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
@@ -210,7 +143,7 @@ class State:
         try:
             with self.lock:
                 self._db.executemany(sql, rows)
-        except _ERRORS as error:
+        except ERRORS as error:
             raise translate(error, self.path) from None
 
     # -- the pinned head and other single facts
@@ -348,7 +281,7 @@ class State:
         )
         return {
             row[2]: CachedUnit(
-                row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], bool(row[8]), bool(row[9]), b"", _ref(row[10])
+                row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], bool(row[8]), bool(row[9]), b"", to_ref(row[10])
             )
             for row in rows
         }
@@ -356,7 +289,7 @@ class State:
     def tree_of(self, unit: int) -> bytes:
         """The plaintext of the root record of a unit."""
         row = self.execute("SELECT tree FROM unit WHERE no = ?", (unit,)).fetchone()
-        return _unpack(row[0])
+        return unpacked(row[0])
 
     def put_unit(self, unit: CachedUnit) -> int:
         """Remember a unit; replaces the one of the same kind and key. Returns its number."""
@@ -367,7 +300,7 @@ class State:
             " stale = excluded.stale, dirty = excluded.dirty, tree = excluded.tree, ref = excluded.ref",
             (
                 unit.kind, unit.key, unit.location, unit.address, unit.path, unit.messages, unit.size, unit.stale, unit.dirty,
-                _pack(unit.tree), None if unit.ref is None else _pack(codec.encode(unit.ref)),
+                packed(unit.tree), None if unit.ref is None else packed(codec.encode(unit.ref)),
             ),
         )  # fmt: skip
         row = self.execute("SELECT no FROM unit WHERE kind = ? AND key = ?", (unit.kind, unit.key)).fetchone()
@@ -385,7 +318,7 @@ class State:
         if folder is not None:
             sql, values = sql + " AND folder = ?", [unit, folder]
         for row in self.execute(sql, values).fetchall():
-            yield row[0], _segment(row[1:])
+            yield row[0], to_segment(row[1:])
 
     def segment(self, unit: int, folder: bytes, blob: BlobId) -> CachedSegment | None:
         """One cached segment."""
@@ -393,15 +326,15 @@ class State:
             "SELECT id, data, inodes, ctimes, flags, dirty FROM segment WHERE unit = ? AND folder = ? AND id = ?",
             (unit, folder, bytes.fromhex(blob)),
         ).fetchone()
-        return None if row is None else _segment(row)
+        return None if row is None else to_segment(row)
 
     def put_segment(self, unit: int, folder: bytes, segment: CachedSegment) -> None:
         """Remember a segment."""
         self.execute(
             "INSERT OR REPLACE INTO segment (unit, folder, id, data, inodes, ctimes, flags, dirty) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                unit, folder, bytes.fromhex(segment.id), _pack(segment.data), segment.inodes.tobytes(), segment.ctimes.tobytes(),
-                _pack(segment.flags), segment.dirty,
+                unit, folder, bytes.fromhex(segment.id), packed(segment.data), segment.inodes.tobytes(), segment.ctimes.tobytes(),
+                packed(segment.flags), segment.dirty,
             ),
         )  # fmt: skip
 
@@ -409,7 +342,7 @@ class State:
         """A facts segment that stays, with other flags."""
         self.execute(
             "UPDATE segment SET flags = ?, inodes = ?, dirty = 0 WHERE unit = ? AND folder = ? AND id = ?",
-            (_pack(flags), inodes.tobytes(), unit, folder, bytes.fromhex(blob)),
+            (packed(flags), inodes.tobytes(), unit, folder, bytes.fromhex(blob)),
         )
 
     def keep_segments(self, unit: int, folder: bytes, keep: set[BlobId]) -> None:
@@ -452,88 +385,3 @@ class State:
         """Replace what is pending."""
         self.execute("DELETE FROM pending")
         self.execute_many("INSERT INTO pending (key, data) VALUES (?, ?)", objects)
-
-
-@dataclass(frozen=True, slots=True)
-class Remembered:
-    """What readers ask of a state: the pinned head, and (messages, bytes) of the snapshots that the host made."""
-
-    head: tuple[int, Digest] | None = None
-    counts: dict[int, tuple[int | None, int | None]] = field(default_factory=dict)
-
-
-def remembered(path: str, vault: VaultId) -> Remembered:
-    """What an existing state of this vault remembers; nothing when there is none, or it is unusable. Changes nothing."""
-    if not os.path.exists(path):
-        return Remembered()
-    try:
-        db = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=5)
-        try:
-            meta = dict(db.execute("SELECT key, value FROM meta").fetchall())
-            if meta.get("vault") != vault:
-                return Remembered()
-            counts = {row[0]: (row[1], row[2]) for row in db.execute("SELECT seq, messages, bytes FROM snapshot")}
-        finally:
-            db.close()
-    except _ERRORS:
-        return Remembered()
-    seq, sha256 = meta.get("head_seq"), meta.get("head_hash")
-    return Remembered((seq, Digest(sha256)) if isinstance(seq, int) and isinstance(sha256, str) else None, counts)
-
-
-def move_aside(path: str) -> str:
-    """Rename an unusable state, so that the next one starts afresh and a person can still look. Returns the new name."""
-    aside = f"{path}.unusable-{int(time.time())}"
-    os.replace(path, aside)
-    for suffix in ("-wal", "-shm", intact.SUFFIX):
-        if os.path.exists(path + suffix):
-            os.remove(path + suffix)
-    return aside
-
-
-def translate(error: Exception, path: str) -> MailbackupError:
-    """A SQLite error in our words."""
-    text = str(error)
-    if "full" in text:
-        return NoSpace(f"the state {path} cannot grow: {text}")
-    if "readonly" in text or "unable to open" in text:
-        return StoreRefused(f"the state {path} cannot be written: {text}", hint="Check permissions and --state.")
-    if "locked" in text:
-        return Busy(f"the state {path} is in use by another run")
-    name = getattr(error, "sqlite_errorname", "")
-    if name.startswith("SQLITE_IOERR") and name not in _DAMAGE:
-        if free_bytes(os.path.dirname(path) or ".")[0] < _TIGHT:
-            return NoSpace(f"the state {path} cannot grow: {text}")
-        return StoreRefused(f"the state {path} cannot be written: {text}", hint="Look into the system's log for errors of its disk.")
-    return StateUnusable(f"the state {path} is unusable: {text}")
-
-
-def _segment(row: tuple[Any, ...]) -> CachedSegment:
-    inodes, ctimes = array("Q"), array("Q")
-    try:
-        inodes.frombytes(row[2])
-        ctimes.frombytes(row[3])
-    except ValueError as error:
-        raise StateUnusable(f"the state is unusable: {error}") from None
-    blob, data = BlobId(row[0].hex()), _unpack(row[1])
-    if blob_id(data) != blob:
-        raise StateUnusable(f"the state is unusable: segment {blob[:16]} is not what its id says")
-    return CachedSegment(blob, data, inodes, ctimes, _unpack(row[4]), bool(row[5]))
-
-
-def _pack(data: bytes) -> bytes:
-    return zlib.crc32(data).to_bytes(4, "big") + compress(data, 1)
-
-
-def _unpack(data: bytes) -> bytes:
-    try:
-        plain = decompress(memoryview(data)[4:], RECORD_LIMIT, "state")
-    except DamageError as error:
-        raise StateUnusable(f"the state is unusable: {error}") from None
-    if zlib.crc32(plain).to_bytes(4, "big") != data[:4]:
-        raise StateUnusable("the state is unusable: a record in it is not what it was")
-    return plain
-
-
-def _ref(data: bytes | None) -> BlobRef | None:
-    return None if data is None else BlobRef(*codec.decode(_unpack(data), list, "state"))

@@ -23,7 +23,7 @@ class Item:
     """An entry of a listing being made: what goes into the vault, and the inode and ctime that only the state keeps."""
 
     __slots__ = (
-        "ctime", "device", "flag", "hard", "head", "headers", "inode", "mode", "mtime", "name", "owner", "places", "size", "target", "type", "xattrs",
+        "ctime", "device", "flag", "hard", "head", "headers", "inode", "mtime", "name", "owner", "places", "size", "target", "type", "xattrs",
     )  # fmt: skip
 
     def __init__(

@@ -209,7 +209,7 @@ class VaultWriter:
         self._state.set_sources(draft.sources)
         messages = sum(source.messages for source in draft.sources if source.kind == "mail")
         self._state.add_snapshot(seq, when, messages, sum(source.bytes for source in draft.sources), draft.outcome)
-        freeze = self._state.get(FREEZE_NEXT) or draft.freeze
+        freeze = self._state.get(FREEZE_NEXT)
         self._state.put(FREEZE_NEXT, None)
         self._state.put(HEAL_NEXT, None)
         entry = LedgerEntryDraft(type="snapshot", packs=packs, snapshot=row, outcome=draft.outcome, freeze=freeze, stops=stops, time=when)
@@ -329,7 +329,6 @@ class SnapshotDraft:
     sources: list[SourceCount]
     findings: list[Finding]
     facts: dict[str, str]
-    freeze: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mailbackup import app
+from mailbackup import access, app
 from mailbackup.mail.maildir import flag_parts
 from mailbackup.model.finding import FindingKind
 from mailbackup.model.ids import from_name
@@ -19,7 +19,8 @@ from mailbackup.model.tree import BlobRef, DirectoryRoot, Folder
 from mailbackup.testing.mounts import unprivileged
 from mailbackup.vault.heal import TABLE, table_blocks, unit_refs
 from mailbackup.vault.reader import FoundEntry, VaultReader
-from mailbackup.vault.state import FILE_NAME, State
+from mailbackup.vault.state import State
+from mailbackup.vault.statefile import FILE_NAME
 from tests.world import ALICE, World
 
 NOBODY = 65534
@@ -65,7 +66,7 @@ def on_disk(maildir: str) -> set[Message]:
 @contextlib.contextmanager
 def opened_vault(world: World) -> Iterator[VaultReader]:
     """The vault of a world, open for reading."""
-    with app._reader(world.context) as (reader, _):
+    with access.use_vault(world.context) as (reader, _):
         yield reader
 
 

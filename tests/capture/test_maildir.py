@@ -811,9 +811,9 @@ def test_one_new_message_writes_few_segments(world):
 
 MANY = """
 import json, resource, sys
-from mailbackup import app, config
+from mailbackup import access, app, config
 loaded, path = config.load(sys.argv[1])
-context = app.Context(config=loaded, config_path=path, state_dir=sys.argv[2])
+context = access.Context(config=loaded, config_path=path, state_dir=sys.argv[2])
 result = app.backup(context)
 peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 print(json.dumps([result.outcome, result.messages, result.new_messages, result.bytes_read, peak]))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mailbackup import app
+from mailbackup import access, app
 from mailbackup.cli import secret
 from mailbackup.model.finding import Finding, FindingKind
 from mailbackup.model.results import BackupResult
@@ -74,7 +74,7 @@ def test_many_findings_are_counted(cli: Cli, config_file: str, calls: Calls, mon
 
 
 def test_global_options_reach_the_context(cli: Cli, config_file: str, monkeypatch: pytest.MonkeyPatch):
-    seen: list[app.Context] = []
+    seen: list[access.Context] = []
     monkeypatch.setattr(app, "snapshots", lambda context: seen.append(context) or [])
     options = ("--config", config_file, "--store", "local", "--identity", "kit.txt", "--state", "here")
     cli(*options, "snapshots")

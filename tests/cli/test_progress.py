@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mailbackup import app
+from mailbackup import access, app
 from mailbackup.cli.progress import Plain, Silent, Terminal, describe, reporter
 from mailbackup.cli.settings import Settings
 from mailbackup.cli.text import duration, number, size, table
@@ -91,7 +91,7 @@ def test_bars(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("option", ["--json", "-q"])
 def test_nothing_is_drawn(option: str, cli: Cli, config_file: str, monkeypatch: pytest.MonkeyPatch):
-    def backup(context: app.Context, **_named: object) -> object:
+    def backup(context: access.Context, **_named: object) -> object:
         context.on_event(Phase("reading", 1))
         context.on_event(Progress(1, 1))
         context.on_event(Note("x"))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace as with_other
 
-from mailbackup import app, kit
+from mailbackup import access, kit
 from mailbackup.audit.walk import Auditor
 from mailbackup.config import Config
 from mailbackup.crypto.age import AgeOpener, open_epoch
@@ -53,12 +53,12 @@ class Past(World):
         self.workers = 0
 
     @property
-    def context(self) -> app.Context:
+    def context(self) -> access.Context:
         """As a World's, with one thread (no workers)."""
         if self._config is None:
             self._config = super().context.config
         config = with_other(self._config, backup=with_other(self._config.backup, workers=self.workers))
-        return app.Context(config=config, config_path=self.config_path, state_dir=self.state, identity_file=self.kit)
+        return access.Context(config=config, config_path=self.config_path, state_dir=self.state, identity_file=self.kit)
 
     def backup(self, **options: Any) -> BackupResult:
         """A run, complete or not; what the sources held is remembered for every snapshot that it made or left pending."""
