@@ -18,7 +18,7 @@ from mailbackup import kit as recovery
 from mailbackup.access import Context, common_anchors, use_store, use_vault, writer_key, writer_key_path
 from mailbackup.audit.walk import Auditor
 from mailbackup.capture.engine import Run, Sources
-from mailbackup.config import Config, Trust
+from mailbackup.config import Config, SystemsConfig, Trust
 from mailbackup.crypto.age import AgeKeyMaker, generate_identity
 from mailbackup.crypto.pool import AdaptiveSealer
 from mailbackup.crypto.signing import SigningKey
@@ -30,7 +30,7 @@ from mailbackup.errors import (
     StateUnusable,
 )
 from mailbackup.host import atomic_write, forget_names, run_lock, stamp, utc_now
-from mailbackup.model.events import Phase
+from mailbackup.model.events import Phase, Stop, never
 from mailbackup.model.finding import Finding, FindingKind
 from mailbackup.model.ids import PublicKey, VaultId, new_vault_id
 from mailbackup.model.results import (
@@ -52,7 +52,10 @@ from mailbackup.restore.plan import Planner, plan_files, plan_mailbox
 from mailbackup.restore.target import Target
 from mailbackup.stores.counted import CountedStore
 from mailbackup.stores.locate import open_store
+from mailbackup.systems.ask import Ask
+from mailbackup.systems.known import NAMES, survey
 from mailbackup.upkeep.scrub import scrub
+from mailbackup.upkeep.status import remember_backup
 from mailbackup.vault.chain import Link, check_vault_info
 from mailbackup.vault.create import check_empty, new_vault, put_vault
 from mailbackup.vault.epochs import EpochOpener
@@ -79,6 +82,7 @@ class InitOptions:
     stores: tuple[str, ...]
     kit_out: str
     domain: str | None = None
+    systems: Literal["auto"] | tuple[str, ...] = ()
     passphrase: str | None = field(default=None, repr=False)
 
 
@@ -97,6 +101,7 @@ def init(options: InitOptions) -> InitResult:
         directories=options.directories,
         stores=options.stores,
         domain=options.domain,
+        systems=SystemsConfig(use=options.systems),
     )
     key_path = writer_key_path(options.config_path)
     for path in (options.config_path, key_path, options.kit_out, os.path.join(options.state_dir, FILE_NAME)):
@@ -133,19 +138,26 @@ def _write_new(undo: ExitStack, path: str, data: bytes) -> None:
 # ---------------------------------------------------------------- backup
 
 
-def backup(context: Context, *, rescan: bool = False, accept_shrink: bool = False) -> BackupResult:
-    """One snapshot of everything configured. Raises ConflictError, StoreError, ChainBroken …; then nothing was committed."""
+def backup(
+    context: Context, *, rescan: bool = False, accept_shrink: bool = False, findings: tuple[Finding, ...] = (), stop: Stop = never
+) -> BackupResult:
+    """One snapshot of everything configured. Raises ConflictError, StoreError, ChainBroken …; then nothing was committed.
+
+    `findings` were made before and belong to the snapshot. When `stop` says so, the run registers what it has shipped and raises Interrupted.
+    """
     os.makedirs(context.state_dir, mode=0o700, exist_ok=True)
     with run_lock(os.path.join(context.state_dir, "lock")):
         try:
-            return _backup(context, [], rescan=rescan, accept_shrink=accept_shrink)
+            result = _backup(context, list(findings), rescan=rescan, accept_shrink=accept_shrink, stop=stop)
         except StateUnusable as error:
             aside = move_aside(context.state_path)
             found = Finding(FindingKind.STATE_NEW, context.state_path, f"{error.message}; it was moved to {aside}")
-            return _backup(context, [found], rescan=True, accept_shrink=accept_shrink)
+            result = _backup(context, [*findings, found], rescan=True, accept_shrink=accept_shrink, stop=stop)
+        remember_backup(context.state_dir, result)
+        return result
 
 
-def _backup(context: Context, findings: list[Finding], *, rescan: bool, accept_shrink: bool) -> BackupResult:
+def _backup(context: Context, findings: list[Finding], *, rescan: bool, accept_shrink: bool, stop: Stop) -> BackupResult:
     began = time.monotonic()
     config = context.config
     forget_names()
@@ -171,7 +183,7 @@ def _backup(context: Context, findings: list[Finding], *, rescan: bool, accept_s
             contextlib.closing(VaultWriter(store, state, keys, sealer, epoch, level=config.backup.level, threads=threads))
         )
         rescan = rescan or _rescan_due(state, config.backup.rescan_days)
-        run = Run(_sources(config, rescan=rescan, accept_shrink=accept_shrink), state, writer, findings, context.on_event)
+        run = Run(_sources(config, rescan=rescan, accept_shrink=accept_shrink), state, writer, findings, context.on_event, stop)
         seq, outcome = run.run()
         return BackupResult(
             seq=seq, outcome=outcome, mailboxes=run.totals.mailboxes, messages=run.totals.messages, new_messages=run.totals.new_messages,
@@ -181,6 +193,7 @@ def _backup(context: Context, findings: list[Finding], *, rescan: bool, accept_s
 
 
 def _sources(config: Config, *, rescan: bool, accept_shrink: bool) -> Sources:
+    ask = Ask(tuple(directory.path for directory in config.directories))
     return Sources(
         host=config.host.name,
         tool=f"{TOOL} {VERSION}",
@@ -190,7 +203,14 @@ def _sources(config: Config, *, rescan: bool, accept_shrink: bool) -> Sources:
         rescan=rescan,
         accept_shrink=accept_shrink,
         facts={"config": configuration.render(config)},
+        survey=survey(ask, _systems(config)) if config.systems.use else None,
+        ask=ask,
     )
+
+
+def _systems(config: Config) -> tuple[str, ...]:
+    """Names of the adapters to use."""
+    return NAMES if config.systems.use == "auto" else config.systems.use
 
 
 def _rescan_due(state: State, days: int) -> bool:

@@ -17,15 +17,29 @@ from urllib.parse import quote
 
 from mailbackup.errors import ConfigInvalid, ConfigMissing, KeyProblem, UsageError
 from mailbackup.model.codec import Record, convert
-from mailbackup.model.options import WORDS, BackupConfig, Config, DirectoryConfig, Host, MailConfig, Recipient, StoreConfig, Trust
+from mailbackup.model.options import (
+    WORDS,
+    BackupConfig,
+    Config,
+    DirectoryConfig,
+    Host,
+    MailConfig,
+    NotifyConfig,
+    Recipient,
+    StoreConfig,
+    SystemsConfig,
+    Trust,
+)
 
-__all__ = ["BackupConfig", "Config", "DirectoryConfig", "Host", "MailConfig", "Recipient", "StoreConfig", "Trust"]
+__all__ = ["BackupConfig", "Config", "DirectoryConfig", "Host", "MailConfig", "NotifyConfig", "Recipient", "StoreConfig", "Trust"]
 __all__ += ["check", "compose", "default_path", "default_store_dir", "file_url", "literal_root", "load", "mail_name", "parse", "render"]
-__all__ += ["state_dir", "user_config"]
+__all__ += ["state_dir", "user_config", "without_secrets"]
 
 SYSTEM_CONFIG = "/etc/mailbackup/mailbackup.toml"
+SYSTEM_NAMES = ("host", "directories", "tls", "opendkim", "dovecot", "postfix")  # those of mailbackup.systems (a test compares)
 _LATER = {
-    "": ("systems", "retention", "drill", "notify"),
+    "": ("retention", "drill"),
+    "notify": ("urls_file",),
     "store": ("endpoint", "lock_days", "retention", "passphrase_command"),
     "mail": ("home", "export"),
 }  # section → keys that a later version will know
@@ -196,6 +210,12 @@ def _problems(config: Config) -> Iterator[_Problem]:
     yield from _source_problems(config)
     yield from _store_problems(config)
     yield from _number_problems(config.backup)
+    if config.notify.ping is not None:
+        from mailbackup.notify import url_problem
+
+        problem = url_problem(config.notify.ping)
+        if problem is not None:
+            yield "notify.ping", problem, "Write the whole address that the watchdog gave you."
 
 
 def _recipient_problems(config: Config) -> Iterator[_Problem]:
@@ -213,8 +233,11 @@ def _recipient_problems(config: Config) -> Iterator[_Problem]:
 def _source_problems(config: Config) -> Iterator[_Problem]:
     from mailbackup.mail.pattern import Pattern
 
-    if not config.mail and not config.directories:
-        yield "mail", "there is no [[mail]] and no [[directory]], so there is nothing to save", None
+    if not config.mail and not config.directories and not config.systems.use:
+        yield "mail", "there is no [[mail]], no [[directory]] and no [systems], so there is nothing to save", None
+    for name in config.systems.use if config.systems.use != "auto" else ():
+        if name not in SYSTEM_NAMES:
+            yield "systems.use", f"there is no system '{name}'", f'Known: {", ".join(SYSTEM_NAMES)}; or "auto".'
     for n, mail in enumerate(config.mail):
         try:
             Pattern.parse(mail.path)
@@ -286,6 +309,7 @@ def compose(
     directories: tuple[str, ...] = (),
     stores: tuple[str, ...],
     domain: str | None = None,
+    systems: SystemsConfig | None = None,
 ) -> Config:
     """The configuration that `init` makes from its options, checked. Raises UsageError."""
     names = _unique([mail_name(path) for path in mail])
@@ -296,6 +320,7 @@ def compose(
         stores=tuple(StoreConfig(name=f"store{n}" if n > 1 else "local", url=url) for n, url in enumerate(stores, 1)),
         mail=tuple(MailConfig(name=name, path=path, domain=domain) for name, path in zip(names, mail, strict=True)),
         directories=tuple(DirectoryConfig(name=path, path=path) for path in directories),
+        systems=systems or SystemsConfig(),
     )
     try:
         check(config, "this configuration")
@@ -321,6 +346,12 @@ def render(config: Config, comments: bool = True) -> str:
     if comments and not config.directories:
         blocks.append(_NO_DIRECTORY)
     return "\n\n".join(blocks) + "\n"
+
+
+def without_secrets(config: Config) -> Config:
+    """The configuration as it may be shown."""
+    members = {field: getattr(config, field) for field in Config.__struct_fields__}
+    return Config(**members | {"notify": NotifyConfig(ping=config.notify.ping and "(hidden)")})
 
 
 def _option(row: Record, option: str, comments: bool) -> list[str]:

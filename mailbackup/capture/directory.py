@@ -25,6 +25,8 @@ ROOT_FILES = b"."  # unit of files that lie directly in the root
 class DirectoryCapture:
     """The run of one directory source. Raises Unreadable from `read` when its root cannot be read."""
 
+    guarded = True  # a sharp fall looks like an accident
+
     def __init__(
         self, config: DirectoryConfig, cached: CachedUnit | None, state: State, writer: VaultWriter, mailboxes: dict[bytes, str]
     ) -> None:
@@ -46,15 +48,19 @@ class DirectoryCapture:
         """Walk the tree and read what changed."""
         if self._root is not None and self.cached is not None:
             self._old = OldFiles.load(self._state, self.cached.no, self._root.directories[0].segments, self._root.blocks)
-        walk = FileWalk(
-            os.fsencode(self.config.path), self.config.path, self._unit_of, self._writer, self.findings, self._old,
-            skip=_excluded(self.config.exclude), one_file_system=self.config.one_file_system, mailboxes=self._mailboxes, leave=self._leave,
-        )  # fmt: skip
-        self.items = walk.run()
-        self.read_bytes = walk.read_bytes
+        self.items, self.read_bytes = self._walked()
         self.files = sum(item.type == "f" for item in self.items)
         self.size = sum(item.size for item in self.items)
-        self._leave(ROOT_FILES)
+        for first in self._units:
+            self._leave(first)
+
+    def _walked(self) -> tuple[list[Item], int]:
+        """All entries, ordered by path, and how many bytes were read."""
+        walk = FileWalk(
+            os.fsencode(self.config.path), self.config.path, self._unit_of, self._writer, self.findings, self._old,
+            skip=_excluded(self.config.exclude), one_file_system=self.config.one_file_system, skip_caches=True, mailboxes=self._mailboxes, leave=self._leave,
+        )  # fmt: skip
+        return walk.run(), walk.read_bytes
 
     def _unit_of(self, path: bytes) -> Unit:
         first, slash, _ = path.partition(b"/")

@@ -6,17 +6,22 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from mailbackup.capture.coverage import coverage
 from mailbackup.capture.directory import DirectoryCapture
 from mailbackup.capture.locate import Located, locate
 from mailbackup.capture.mailbox import FoundMailbox, MailboxCapture
 from mailbackup.capture.reading import Unreadable
+from mailbackup.capture.system import DumpsCapture, SystemCapture
 from mailbackup.capture.table import Table
+from mailbackup.errors import Interrupted
 from mailbackup.model import codec
-from mailbackup.model.events import Found, OnEvent, Phase, Progress, ignore
+from mailbackup.model.events import Found, OnEvent, Phase, Progress, Stop, ignore, never
 from mailbackup.model.finding import Finding, FindingKind, outcome_of
 from mailbackup.model.ids import show
 from mailbackup.model.options import DirectoryConfig, MailConfig
-from mailbackup.model.tree import DirectoryRoot, Outcome, Root, SegmentRow, SourceCount
+from mailbackup.model.tree import DUMPS, SYSTEM, DirectoryRoot, Outcome, Root, SegmentRow, SourceCount
+from mailbackup.systems.ask import Ask
+from mailbackup.systems.known import Survey
 from mailbackup.vault.cached import CachedUnit
 from mailbackup.vault.state import State
 from mailbackup.vault.trees import RefTable, resolve
@@ -37,6 +42,8 @@ class Sources:
     rescan: bool = False
     accept_shrink: bool = False
     facts: dict[str, str] = field(default_factory=dict)
+    survey: Survey | None = None  # None: no systems are configured
+    ask: Ask = field(default_factory=Ask)
 
 
 @dataclass(slots=True)
@@ -53,11 +60,14 @@ class RunTotals:
 class Run:
     """One backup run over an open writer. Use once."""
 
-    def __init__(self, sources: Sources, state: State, writer: VaultWriter, findings: list[Finding], on_event: OnEvent = ignore) -> None:
+    def __init__(
+        self, sources: Sources, state: State, writer: VaultWriter, findings: list[Finding], on_event: OnEvent = ignore, stop: Stop = never
+    ) -> None:
         self._sources = sources
         self._state = state
         self._writer = writer
         self._on_event = on_event
+        self._stop = stop
         self.findings: list[Finding] = []
         self.totals = RunTotals()
         self._counts: list[SourceCount] = []
@@ -81,7 +91,10 @@ class Run:
         self._on_event(Phase("reading files", None, "files"))
         directories = self._state.units("directory")
         for directory in self._sources.directories:
-            self._directory(directory, directories.pop(directory.name, None))
+            cached = directories.pop(directory.name, None)
+            self._directory(DirectoryCapture(directory, cached, self._state, self._writer, self._mailboxes))
+        if self._sources.survey is not None:
+            self._systems(self._sources.survey, directories)
         for unit in directories.values():
             self._table.drop(unit)
         return self._commit()
@@ -97,6 +110,7 @@ class Run:
         for mailbox in found.values():
             count = self._mailbox(mailbox, cached.get(mailbox.key), held)
             now += count
+            self._stop_if_asked()
         self._drain()
         missing = [unit for key, unit in cached.items() if key not in found]
         shrunk = self._guard(config.name, "messages", sum(unit.messages for unit in cached.values()), now)
@@ -222,29 +236,59 @@ class Run:
         self.totals.mailboxes += len(rows)
         self.totals.messages += messages
 
+    def _stop_if_asked(self) -> None:
+        """Between two mailboxes or directories: finish what was read and register it, so that the next run need not send it again."""
+        if not self._stop():
+            return
+        self._on_event(Phase("stopping", None))
+        self._drain()
+        self._writer.checkpoint()
+        raise Interrupted("stopped before the snapshot was made; what was sent is registered")
+
     # -- directories
 
-    def _directory(self, config: DirectoryConfig, cached: CachedUnit | None) -> None:
-        capture = DirectoryCapture(config, cached, self._state, self._writer, self._mailboxes)
+    def _systems(self, survey: Survey, cached: dict[str, CachedUnit]) -> None:
+        """Files and dumps of the mail programs. One that is there but cannot be asked keeps what the last snapshot has of it."""
+        self._on_event(Phase("reading systems", None, "files"))
+        for inventory in survey.inventories:
+            self._report(list(inventory.findings))
+            unit = cached.pop(SYSTEM + inventory.system, None)
+            self._directory(SystemCapture(inventory, unit, self._state, self._writer, self._mailboxes))
+        for name, why in survey.failed.items():
+            self._report([Finding(FindingKind.SYSTEM_UNREADABLE, name, why)])
+            unit = cached.pop(SYSTEM + name, None)
+            if unit is not None:
+                self._keep_stale(unit)
+        dumps = DumpsCapture(survey, self._sources.ask, cached.pop(DUMPS, None), self._state, self._writer)
+        self._directory(dumps)
+        self._report(coverage(dumps.contents, self._table.rows.values()))
+
+    def _directory(self, capture: DirectoryCapture) -> None:
+        name, cached = capture.config.name, capture.cached
         files, size, stale = 0, 0, False
         try:
             capture.read()
-            stale = cached is not None and self._guard(config.path, "files", cached.messages, capture.files)
+            stale = cached is not None and capture.guarded and self._guard(capture.config.path, "files", cached.messages, capture.files)
         except Unreadable as error:
-            self._report([Finding(FindingKind.SOURCE_MISSING, config.path, str(error))])
+            self._report([Finding(FindingKind.SOURCE_MISSING, capture.config.path, str(error))])
             stale = True
         self._report(capture.findings)
         if not stale:
             capture.finish()
             files, size = capture.files, capture.size
         elif cached is not None:
-            self._state.execute("UPDATE unit SET stale = 1 WHERE no = ?", (cached.no,))
+            self._keep_stale(cached)
             files, size = cached.messages, cached.size
-        self._counts.append(SourceCount(name=config.name, kind="directory", mailboxes=0, messages=files, bytes=size))
+        self._counts.append(SourceCount(name=name, kind="directory", mailboxes=0, messages=files, bytes=size))
         self.totals.files += files
         self.totals.read_bytes += capture.read_bytes
+        self._stop_if_asked()
         if self._writer.checkpoint_due():
             self._writer.checkpoint()
+
+    def _keep_stale(self, cached: CachedUnit) -> None:
+        """The last state of a source stays in the snapshot."""
+        self._state.execute("UPDATE unit SET stale = 1 WHERE no = ?", (cached.no,))
 
     # -- the end
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mailbackup.capture.reading import Gone, OtherKind, Unreadable, chunks, opened, unchanged, xattrs_of
+from mailbackup.capture.reading import Gone, OtherKind, Unreadable, begins_with, chunks, opened, unchanged, xattrs_of
 from mailbackup.content.block import Piece
 from mailbackup.content.cut import cut_stream
 from mailbackup.model.finding import Finding, FindingKind
@@ -33,8 +33,11 @@ Skip = Callable[[bytes, bytes, bool], bool]
 """Asked with (path relative to the root, file name, is it a directory) whether to leave something out. A directory that is left out is not entered."""
 
 Kind = Literal["f", "d", "l", "p", "c", "b", "m"]
+_SPECIAL: dict[int, Kind] = {stat.S_IFLNK: "l", stat.S_IFIFO: "p", stat.S_IFCHR: "c", stat.S_IFBLK: "b"}
 
 _NANO = 1_000_000_000
+_CACHE_TAG = b"CACHEDIR.TAG"
+_CACHE_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"  # https://bford.info/cachedir/
 
 
 @dataclass(slots=True)
@@ -85,7 +88,8 @@ class OldFiles:
 
 class FileWalk:
     """Walks one tree. `unit_of(path)` tells in whose blocks the content of a file goes, and is the same object for the same unit; `mailboxes` are
-    saved as such, by real path. Findings are appended to `findings`."""
+    saved as such, by real path. With `skip_caches`, a directory below the root that a valid CACHEDIR.TAG declares a cache is kept with its tag alone.
+    Findings are appended to `findings`."""
 
     def __init__(
         self,
@@ -98,6 +102,7 @@ class FileWalk:
         *,
         skip: Skip,
         one_file_system: bool = True,
+        skip_caches: bool = False,
         mailboxes: dict[bytes, str] | None = None,
         leave: Callable[[bytes], None] = lambda _: None,
         listed: Callable[[bytes], list[bytes] | None] = lambda _: None,
@@ -112,6 +117,8 @@ class FileWalk:
         self._old = old
         self._skip = skip
         self._one_file_system = one_file_system
+        self._skip_caches = skip_caches
+        self._caches: list[bytes] = []  # directories that were found to be such
         self._mailboxes = mailboxes or {}
         self._listed = listed  # names in a directory, where somebody else has listed it; None = list it
         self._leave = leave  # told when everything below an entry of the root was read
@@ -140,6 +147,7 @@ class FileWalk:
                 first = min(item.name for item in items)
                 for item in items:
                     item.hard = first
+        self._tell_caches()
         self.items.sort(key=Item.sort_key)
         return self.items
 
@@ -174,8 +182,18 @@ class FileWalk:
         except OSError as error:
             self._cannot_list(path, error)
             return
+        if self._skip_caches and path != b"." and _CACHE_TAG in names and begins_with(_CACHE_TAG, fd, _CACHE_SIGNATURE):
+            self._caches.append(path)
+            names = [_CACHE_TAG]
         for name in names:
             self._entry(name if path == b"." else path + b"/" + name, name, fd)
+
+    def _tell_caches(self) -> None:
+        """One finding for all of them: homes are full of caches, but a tag that somebody planted must not pass unseen."""
+        if self._caches:
+            first = show(min(self._caches))
+            detail = f"{len(self._caches)} directories with a CACHEDIR.TAG are in the snapshot without their content, first {first}"
+            self._findings.append(Finding(FindingKind.CACHE_SKIPPED, self.label, detail))
 
     def _cannot_list(self, path: bytes, error: OSError) -> None:
         if path == b".":
@@ -198,7 +216,7 @@ class FileWalk:
         elif kind == stat.S_IFDIR:
             self._subdirectory(path, status)
         else:
-            self._special(path, kind, status, parent)
+            self._special(path, kind, parent)
 
     def _subdirectory(self, path: bytes, status: os.stat_result) -> None:
         key = self._mailboxes.get(self._real + path) if self._mailboxes else None
@@ -212,23 +230,35 @@ class FileWalk:
         else:
             self._pending.append((path, status))
 
-    def _special(self, path: bytes, kind: int, status: os.stat_result, parent: int) -> None:
-        if kind == stat.S_IFLNK:
-            try:
-                target = os.readlink(os.path.basename(path), dir_fd=parent)
-            except OSError:
-                return  # gone, or replaced: what replaced it is seen next time
-            item = self._item(path, "l", status)
-            item.target = target
-            self.items.append(item)
-        elif kind == stat.S_IFIFO:
-            self.items.append(self._item(path, "p", status))
-        elif kind in (stat.S_IFCHR, stat.S_IFBLK):
-            item = self._item(path, "c" if kind == stat.S_IFCHR else "b", status)
-            item.device = (os.major(status.st_rdev), os.minor(status.st_rdev))
-            self.items.append(item)
-        else:
+    def _special(self, path: bytes, kind: int, parent: int) -> None:
+        """A link, FIFO or device, looked at through one descriptor, which opens nothing: all that is kept of it is of one thing."""
+        if kind not in _SPECIAL:
             self._find(FindingKind.SOCKET_SKIPPED, path, "a socket has no content")
+            return
+        try:
+            fd = os.open(os.path.basename(path), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        except OSError:
+            return  # gone
+        try:
+            status = os.fstat(fd)
+            if stat.S_IFMT(status.st_mode) == kind:  # else replaced: what replaced it is seen next time
+                self._opened_special(path, _SPECIAL[kind], status, fd)
+        finally:
+            os.close(fd)
+
+    def _opened_special(self, path: bytes, kind: Kind, status: os.stat_result, fd: int) -> None:
+        item = self._item(path, kind, status)
+        if kind == "l":
+            item.target = os.readlink(b"", dir_fd=fd)
+        elif kind in ("c", "b"):
+            item.device = (os.major(status.st_rdev), os.minor(status.st_rdev))
+        item.xattrs = xattrs_of(f"/proc/self/fd/{fd}")  # of the thing itself, also of a link: the descriptor leads to it and not on
+        self._note_names(item, status)
+        self.items.append(item)
+
+    def _note_names(self, item: Item, status: os.stat_result) -> None:
+        if status.st_nlink > 1:
+            self._links.setdefault((status.st_dev, status.st_ino), []).append(item)
 
     def _file(self, path: bytes, status: os.stat_result, parent: int) -> None:
         same = self._links.get((status.st_dev, status.st_ino)) if status.st_nlink > 1 else None
@@ -244,8 +274,7 @@ class FileWalk:
             if found is None:
                 return
             item = found
-        if status.st_nlink > 1:
-            self._links.setdefault((status.st_dev, status.st_ino), []).append(item)
+        self._note_names(item, status)
         self.items.append(item)
 
     def _again(self, path: bytes, status: os.stat_result, first: Item) -> Item:
@@ -298,7 +327,7 @@ class FileWalk:
         owner = owner_now(status.st_mode, status.st_uid, status.st_gid)
         item = Item(path, kind, owner, divmod(status.st_mtime_ns, _NANO), inode=status.st_ino, ctime=status.st_ctime_ns)
         if kind == "d":
-            item.xattrs = xattrs_of(self._full(path) if fd is None else fd)
+            item.xattrs = xattrs_of(self._full(path), follow=False) if fd is None else xattrs_of(fd)
         return item
 
     def _unreadable(self, path: bytes, why: str, *, subtree: bool = False) -> None:

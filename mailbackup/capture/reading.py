@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 CHUNK = 4 << 20
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY  # a FIFO in a file's place must not block
@@ -41,7 +41,7 @@ def open_file(path: bytes, dir_fd: int | None = None) -> tuple[int, os.stat_resu
     return fd, status
 
 
-@contextmanager
+@contextlib.contextmanager
 def opened(path: bytes, dir_fd: int | None = None) -> Iterator[tuple[int, os.stat_result]]:
     """The same, closed at the end."""
     fd, status = open_file(path, dir_fd)
@@ -75,14 +75,31 @@ def unchanged(before: os.stat_result, fd: int, length: int) -> bool:
     return (after.st_size, after.st_mtime_ns) == (length, before.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
 
 
-def xattrs_of(file: int | bytes) -> dict[str, str] | None:
-    """Extended attributes (ACLs are such), values in base64; None when there are none or the file system has none."""
-    follow = {} if isinstance(file, int) else {"follow_symlinks": False}
+def begins_with(path: bytes, dir_fd: int, start: bytes) -> bool:
+    """Whether a regular file begins with these bytes. What cannot be read does not."""
     try:
-        names = os.listxattr(file, **follow)
-        return {name: base64.b64encode(os.getxattr(file, name, **follow)).decode() for name in sorted(names)} or None
+        with opened(path, dir_fd) as (fd, _):
+            return _read(fd, len(start), 0) == start
+    except (Gone, OtherKind, Unreadable):
+        return False
+
+
+def xattrs_of(file: int | bytes | str, *, follow: bool = True) -> dict[str, str] | None:
+    """Extended attributes (ACLs are such), values in base64; None when there are none or the file system has none.
+
+    One that the kernel lists and does not give is left out, and so is one whose name is not UTF-8: the format has names as text.
+    """
+    options = {} if isinstance(file, int) else {"follow_symlinks": follow}
+    try:
+        names = os.listxattr(file, **options)
     except OSError:
         return None
+    found = {}
+    for name in sorted(names):
+        with contextlib.suppress(OSError, UnicodeEncodeError):
+            name.encode()
+            found[name] = base64.b64encode(os.getxattr(file, name, **options)).decode()
+    return found or None
 
 
 def _read(fd: int, size: int, offset: int) -> bytes:

@@ -32,9 +32,9 @@ def check(run: Run) -> Answer:
 
 
 def show(run: Run) -> Answer:
-    """Print the configuration as it is understood. There are no secrets in it."""
-    from mailbackup.config import render
+    """Print the configuration as it is understood. What is secret in it is not shown."""
+    from mailbackup.config import render, without_secrets
 
-    config, path = run.loaded
+    config, path = without_secrets(run.loaded[0]), run.loaded[1]
     text = [f"# {path}", *render(config, comments=False).splitlines()]
     return Answer(fields={"file": path, "config": plain(config)}, text=text, report=False)

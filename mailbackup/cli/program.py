@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mailbackup.cli import backup, browse, configuration, init, key, quickstart, restore, state, verify
+from mailbackup.cli import backup, browse, configuration, init, job, key, quickstart, restore, state, status, verify
 from mailbackup.cli.answer import Answer, show_answer, show_error, write
 from mailbackup.cli.command import dress
 from mailbackup.cli.settings import Settings, global_options
@@ -25,7 +25,7 @@ def program() -> Any:
     """The whole command line as one command object."""
     root = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
     root.callback(help=HELP)(_root())
-    for module in (quickstart, init, backup, browse, restore, verify, state, key, configuration):
+    for module in (quickstart, init, backup, browse, restore, verify, job, status, state, key, configuration):
         module.register(root)
     return typer.main.get_command(root)
 

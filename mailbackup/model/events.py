@@ -40,6 +40,15 @@ class Note:
     text: str
 
 
+Stop = Callable[[], bool]
+"""Asked between steps whether to end early, with what was done kept."""
+
+
+def never() -> bool:
+    """The answer of those who do not stop."""
+    return False
+
+
 Event = Phase | Progress | Found | Note
 OnEvent = Callable[[Event], None]
 

@@ -19,6 +19,9 @@ class FindingKind(StrEnum):
     STATE_NEW = "state-lost"
     HEALED = "healed"  # blocks were missing or damaged in the store and are sent again
     OTHER_FILE_SYSTEM = "other-file-system"
+    CACHE_SKIPPED = "cache-skipped"  # directories tagged as caches are kept without their content
+    ORPHANED = "orphaned"  # a mailbox that belongs to no account
+    CONFIG_DOUBT = "configuration-doubtful"  # of a mail program: it was captured as it is
     # capture, harmful: the snapshot is `incomplete`
     UNREADABLE = "unreadable"
     LOST = "lost"  # seen, but never captured
@@ -26,6 +29,14 @@ class FindingKind(StrEnum):
     SHRUNK = "shrunk"  # the fall guard kept the previous state of a source
     SOURCE_MISSING = "source-missing"
     MAILBOX_MISSING = "mailbox-missing"
+    DUMP_FAILED = "dump-failed"
+    SYSTEM_UNREADABLE = "system-unreadable"  # a mail program that is there, but could not be asked
+    ACCOUNT_UNCOVERED = "account-uncovered"  # an account whose mailbox no source holds
+    HOOK_FAILED = "hook-failed"  # what it was to prepare may be missing
+    # jobs
+    PING_FAILED = "ping-failed"  # whoever waits for it will notice
+    # doctor
+    SECRET_DOUBT = "secret-doubtful"  # a key or certificate that would keep mail from working  # noqa: S105
     # checks
     OBJECT_MISSING = "object-missing"
     OBJECT_DAMAGED = "object-damaged"
@@ -54,6 +65,9 @@ HARMLESS = frozenset(
         FindingKind.STATE_NEW,
         FindingKind.HEALED,
         FindingKind.OTHER_FILE_SYSTEM,
+        FindingKind.CACHE_SKIPPED,
+        FindingKind.ORPHANED,
+        FindingKind.CONFIG_DOUBT,
         FindingKind.OBJECT_UNKNOWN,
         FindingKind.OWNER_KEPT,
         FindingKind.ATTRIBUTE_KEPT,

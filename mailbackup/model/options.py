@@ -68,6 +68,12 @@ class DirectoryConfig(Record, frozen=True, kw_only=True):
     one_file_system: bool = True
 
 
+class SystemsConfig(Record, frozen=True, kw_only=True):
+    """`[systems]`: mail programs whose configuration, keys and data are saved too. "auto" = those that are found."""
+
+    use: Literal["auto"] | tuple[str, ...] = ()
+
+
 class BackupConfig(Record, frozen=True, kw_only=True):
     """`[backup]`: how a run works. `max_shrink` is a share, 0 to 1; `rescan_days` 0 = every run."""
 
@@ -75,6 +81,15 @@ class BackupConfig(Record, frozen=True, kw_only=True):
     max_shrink: float = 0.5
     rescan_days: int = 7
     workers: Literal["auto"] | int = "auto"
+
+
+class NotifyConfig(Record, frozen=True, kw_only=True):
+    """`[notify]`. `ping` is a secret: whoever knows it can pretend that all is well."""
+
+    ping: str | None = None
+
+    def __repr__(self) -> str:
+        return f"NotifyConfig(ping={'…' if self.ping else None})"
 
 
 class Config(
@@ -91,7 +106,9 @@ class Config(
     stores: tuple[StoreConfig, ...] = ()
     mail: tuple[MailConfig, ...] = ()
     directories: tuple[DirectoryConfig, ...] = ()
+    systems: SystemsConfig = SystemsConfig()
     backup: BackupConfig = BackupConfig()
+    notify: NotifyConfig = NotifyConfig()
 
 
 WORDS: dict[type[Record], dict[str, str]] = {
@@ -127,12 +144,20 @@ WORDS: dict[type[Record], dict[str, str]] = {
         "exclude": 'What is left out, as patterns of paths below it. | ["*/.cache"]',
         "one_file_system": "Whether to stay on its file system and leave out what is mounted below it.",
     },
+    SystemsConfig: {
+        "": "# Mail programs whose configuration, keys and data are saved as well (mailbackup systems list).",
+        "use": '"auto" for all that are found, or their names. | "auto"',
+    },
     BackupConfig: {
         "": "# How a backup works.",
         "level": "Compression, 1 (fast) to 19 (small).",
         "max_shrink": "When more than this share of a source has vanished, its previous state is kept until you say --accept-shrink.",
         "rescan_days": "Every file is looked at again after so many days, even where nothing seems to have changed. 0 = in every run.",
         "workers": 'Processes that seal: a number, or "auto".',
+    },
+    NotifyConfig: {
+        "": "# Who hears of the jobs.",
+        "ping": 'A watchdog elsewhere: it is told when a job begins and how it ends, and notices silence. | "https://hc.example.net/uuid"',
     },
 }
 """Record → option → its explanation, then ` | ` and an example where the default shows too little; "" = the section itself."""

@@ -7,6 +7,7 @@ from typing import Literal
 from mailbackup.model.codec import Record
 from mailbackup.model.finding import Finding
 from mailbackup.model.ids import PublicKey, VaultId
+from mailbackup.model.job import PartOutcome
 from mailbackup.model.tree import Outcome
 
 
@@ -120,3 +121,59 @@ class RebuildResult(Record, frozen=True, kw_only=True):
     mailboxes: int
     messages: int
     seconds: float
+
+
+class JobPart(Record, frozen=True, kw_only=True):
+    """A part of a job that ran, failed or was skipped, and in `detail` what came of it."""
+
+    name: str
+    outcome: PartOutcome
+    exit_status: int
+    seconds: float
+    detail: str
+
+
+class Head(Record, frozen=True, kw_only=True):
+    """The head of the ledger."""
+
+    seq: int
+    sha256: str
+
+
+class JobResult(Record, frozen=True, kw_only=True):
+    """`job run`. `seq` of the snapshot that it made, `head` of the ledger afterwards; `exit_status` is that of the worst part."""
+
+    job: str
+    outcome: Literal["done", "incomplete", "failed"]
+    exit_status: int
+    parts: tuple[JobPart, ...]
+    seq: int | None
+    head: Head | None
+    seconds: float
+    findings: tuple[Finding, ...]
+
+
+class SeenAge(Record, frozen=True, kw_only=True):
+    """A snapshot and its age in seconds; `by` is what proved it ("read-back", "drill", or empty)."""
+
+    seq: int
+    time: str
+    age_s: int
+    by: str = ""
+
+
+class Fact(Record, frozen=True, kw_only=True):
+    """One thing that `status` knows. `good` false = somebody should look."""
+
+    name: str
+    good: bool
+    text: str
+
+
+class StatusResult(Record, frozen=True, kw_only=True):
+    """`status`. `outcome` good, or late: there is no good snapshot, or it is too old."""
+
+    outcome: Literal["good", "late"]
+    newest_good: SeenAge | None
+    newest_proven: SeenAge | None
+    facts: tuple[Fact, ...]

@@ -17,6 +17,9 @@ RECORD_LIMIT = 16 * 1024 * 1024  # a JSON record
 LIST_LIMIT = 1024 * 1024 * 1024  # a list of the ledger
 PACK_TARGET = 64 * 1024 * 1024
 
+SYSTEM = "system:"  # begins the name of a source that an adapter of `mailbackup.systems` chose; its path is "/"
+DUMPS = "dumps"  # name and path of the source that holds what programs said (no path begins without "/" otherwise)
+
 Mtime = tuple[int, int]  # seconds, nanoseconds
 
 

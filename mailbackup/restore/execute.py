@@ -9,16 +9,20 @@ from functools import partial
 from mailbackup.errors import DamageError, NoSpace, SafetyRefusal, StoreError, WouldOverwrite, WrongIdentity
 from mailbackup.model.events import OnEvent, Phase, Progress
 from mailbackup.model.finding import Finding, FindingKind
-from mailbackup.model.ids import show
+from mailbackup.model.ids import Name, from_name, show
 from mailbackup.model.tree import BlobRef
 from mailbackup.restore.plan import Names, RestorePlan, Step
-from mailbackup.restore.target import AttributeKept, Target
+from mailbackup.restore.target import AttributeKept, Existing, Target
 from mailbackup.restore.writers import Writers
 from mailbackup.vault.blocks import BlockStream
 from mailbackup.vault.reader import VaultReader
 
 _THREADS = 3  # that write files
 _IN_MEMORY = 16 << 20  # bytes; a larger file is written blob by blob
+
+
+SpecialNames = tuple[bytes, str, Name | None, tuple[int, int] | None]
+"""What the names of a link, FIFO or device have in common: the place of the first one below the target, kind, target and device."""
 
 
 @dataclass(slots=True)
@@ -41,7 +45,7 @@ class Executor:
         self._overwrite = overwrite
         self._on_event = on_event
         self._writers = Writers(self._written, _THREADS)
-        self._links: dict[Names, bytes] = {}  # hard-linked files that are in place → where
+        self._links: dict[Names | SpecialNames, bytes] = {}  # hard-linked files that are in place → where
         self._owners_kept = 0
         self.done = Done(findings=list(plan.findings))
 
@@ -125,11 +129,30 @@ class Executor:
 
     def _remember_name(self, step: Step) -> None:
         """Further names of a hard-linked file become names of what lies there now."""
-        if step.names is not None:
-            self._links.setdefault(step.names, step.path)
+        names = step.names or _special_names(step)
+        if names is not None:
+            self._links.setdefault(names, step.path)
 
     def _special(self, step: Step) -> None:
-        self._target.special(step.path, step.entry, step.owner, replace=self._overwrite)
+        """A link, FIFO or device, or a further name of one that is in place: of a link, it is the link that gets the name, never what it points to."""
+        names = _special_names(step)
+        first = None if names is None else self._links.get(names)
+        if first is not None and self._linked(step, first):
+            return
+        try:
+            self._target.special(step.path, step.entry, step.owner, replace=self._overwrite)
+        finally:
+            if names is not None and self._target.look(step.path, step.entry) is Existing.WHOLE:
+                self._remember_name(step)
+
+    def _linked(self, step: Step, first: bytes) -> bool:
+        """Give what is in place a further name. False where the file system has no such names: then it comes back as two."""
+        try:
+            self._target.link(step.path, first, replace=self._overwrite)
+        except StoreError as error:
+            self._raise_if_general(error)
+            return False
+        return True
 
     def _guarded(self, step: Step, action: Callable[[], None]) -> bool:
         """Run a step of the target, and return whether what it concerns is in place now. What concerns only this entry becomes a finding."""
@@ -154,6 +177,15 @@ class Executor:
 
     def _not_restored(self, step: Step, error: Exception) -> None:
         self.done.findings.append(Finding(FindingKind.NOT_RESTORED, show(step.path), str(error)))
+
+
+def _special_names(step: Step) -> SpecialNames | None:
+    """What a link, FIFO or device shares with its other names; None when it has none, and for what has content."""
+    entry = step.entry
+    if entry.hard is None or entry.type not in ("l", "p", "c", "b"):
+        return None
+    root = step.path.removesuffix(from_name(entry.name))
+    return root + from_name(entry.hard), entry.type, entry.target, entry.device
 
 
 def _through(step: Step) -> bytes | None:

@@ -7,7 +7,6 @@ that somebody plants while the restore runs. A file appears under its name whole
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import ctypes
 import errno
@@ -24,10 +23,13 @@ from mailbackup.errors import RecordInvalid, SafetyRefusal, StoreRefused, WouldO
 from mailbackup.host import group_id, translate_os_error, user_id
 from mailbackup.model.ids import from_name, show
 from mailbackup.model.tree import Entry, Mtime, Owner
+from mailbackup.restore.attributes import ACCESS, DEFAULT, as_it_stands, drop_acls, first_mode, hands_down, set_xattrs
+from mailbackup.restore.holes import write_parts
 
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DESCRIPTORS = 64  # directories that are kept open
 _NANO = 1_000_000_000
+_LAST_ORDINARY = 1 << 31  # seconds; every file system has the times before
 _LARGEST_ID = (1 << 32) - 2  # the number after it means "leave it as it is"
 
 
@@ -51,6 +53,7 @@ class Place:
     name: bytes
     home: int
     staging: int
+    inherits: bool  # the directory that it is written in gives its files an ACL
 
     def release(self) -> None:
         """Close the descriptors."""
@@ -66,6 +69,7 @@ class Target:
         self.root = os.fsencode(os.path.abspath(root))
         self.as_root = os.geteuid() == 0
         self._descriptors: OrderedDict[bytes, int] = OrderedDict()
+        self._hand_down: set[bytes] = set()  # directories that give an ACL to what is made in them
 
     # -- looking, for the plan
 
@@ -114,7 +118,8 @@ class Target:
         directory, name = os.path.split(path)
         home = os.dup(self._directory(directory))
         try:
-            return Place(path, name, home, home if through is None else os.dup(self._directory(through)))
+            staging = home if through is None else os.dup(self._directory(through))
+            return Place(path, name, home, staging, inherits=(directory if through is None else through) in self._hand_down)
         except BaseException:
             os.close(home)
             raise
@@ -128,7 +133,9 @@ class Target:
         with self._translated(place.path):
             fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=place.staging)
             try:
-                kept = self._fill(fd, parts, entry, owner)
+                write_parts(fd, parts)
+                wide = drop_acls(fd, ACCESS) if place.inherits else ""
+                kept = _first(wide, self._dress(fd, entry, owner))
                 self._publish(place.staging, temp, place.home, place.name, replace=replace)
             except BaseException:
                 with contextlib.suppress(OSError):
@@ -139,14 +146,12 @@ class Target:
         if kept:
             raise AttributeKept(kept)
 
-    def _fill(self, fd: int, parts: Iterable[bytes], entry: Entry, owner: Owner) -> str:
-        for part in parts:
-            rest = memoryview(part)
-            while rest:
-                rest = rest[os.write(fd, rest) :]
+    def _dress(self, fd: int, entry: Entry, owner: Owner) -> str:
+        """Everything about a file but its content, in the order in which nothing undoes another."""
         kept = self._own(fd, owner)
-        os.fchmod(fd, owner.mode & (0o1777 if kept else 0o7777))  # no set-uid program of somebody else
-        return _set_xattrs(fd, entry) or _set_time(fd, entry.mtime) or kept
+        mode = owner.mode & (0o1777 if kept else 0o7777)  # no set-uid program of somebody else
+        os.fchmod(fd, first_mode(mode, entry.xattrs))
+        return _first(set_xattrs(fd, entry.xattrs), _set_time(fd, entry.mtime), kept)
 
     @staticmethod
     def _publish(staging: int, temp: bytes, home: int, name: bytes, *, replace: bool) -> None:
@@ -193,9 +198,9 @@ class Target:
             ids = _ids(owner)
             if self.as_root and ids is not None:
                 os.chown(name, *ids, dir_fd=home, follow_symlinks=False)
-            if entry.type != "l":
-                os.chmod(name, owner.mode & 0o7777, dir_fd=home)
-            kept = _set_time(name, entry.mtime, dir_fd=home, follow_symlinks=False)
+            with as_it_stands(home, name, _FORMATS[entry.type]) as itself:
+                kept = _dress_special(itself, entry, owner)
+            kept = _first(kept, _set_time(name, entry.mtime, dir_fd=home, follow_symlinks=False))
         if kept:
             raise AttributeKept(kept)
 
@@ -211,8 +216,9 @@ class Target:
         fd = self._directory(path)
         with self._translated(path):
             kept = self._own(fd, owner)
-            os.fchmod(fd, owner.mode & 0o7777)
-            kept = _set_xattrs(fd, entry) or _set_time(fd, entry.mtime) or kept
+            wide = drop_acls(fd, ACCESS, DEFAULT)
+            os.fchmod(fd, first_mode(owner.mode & 0o7777, entry.xattrs))
+            kept = _first(wide, set_xattrs(fd, entry.xattrs), _set_time(fd, entry.mtime), kept)
         if kept:
             raise AttributeKept(kept)
 
@@ -249,6 +255,8 @@ class Target:
             return fd
         with self._translated(path):
             fd = self._descriptors[path] = self._walk(path)
+            if hands_down(fd):
+                self._hand_down.add(path)
         if len(self._descriptors) > _DESCRIPTORS:
             os.close(self._descriptors.popitem(last=False)[1])
         return fd
@@ -288,7 +296,7 @@ class Target:
             raise translate_os_error(error, f"write {show(self._full(path))}") from error
 
 
-_FORMATS = {"d": stat.S_IFDIR, "m": stat.S_IFDIR, "p": stat.S_IFIFO, "c": stat.S_IFCHR, "b": stat.S_IFBLK}
+_FORMATS = {"d": stat.S_IFDIR, "m": stat.S_IFDIR, "l": stat.S_IFLNK, "p": stat.S_IFIFO, "c": stat.S_IFCHR, "b": stat.S_IFBLK}
 
 
 def _enter(parent: int, name: bytes) -> int:
@@ -325,20 +333,28 @@ def _set_time(file: int | bytes, mtime: Mtime, **options: Any) -> str:
     ns = mtime[0] * _NANO + mtime[1]
     try:
         os.utime(file, ns=(ns, ns), **options)
+        if 0 <= mtime[0] < _LAST_ORDINARY or (now := os.stat(file, **options).st_mtime_ns // _NANO) == mtime[0]:
+            return ""
     except (OSError, OverflowError) as error:
         return f"time {mtime[0]}: {error}"
-    return ""
+    return f"time {mtime[0]}: this file system made it {now}"  # the kernel clamps, and says nothing
 
 
-def _set_xattrs(fd: int, entry: Entry) -> str:
-    """Name of the first attribute that could not be set, or an empty text."""
-    failed = ""
-    for name, value in (entry.xattrs or {}).items():
+def _dress_special(itself: str, entry: Entry, owner: Owner) -> str:
+    """Mode and attributes of a link, FIFO or device."""
+    wide = mode = ""
+    if entry.type != "l":
+        wide = drop_acls(itself, ACCESS)
         try:
-            os.setxattr(fd, name, base64.b64decode(value))
-        except (OSError, ValueError) as error:
-            failed = failed or f"attribute {name}: {error}"
-    return failed
+            os.chmod(itself, first_mode(owner.mode & 0o7777, entry.xattrs))
+        except OSError as error:
+            mode = f"mode {owner.mode:o}: {error.strerror}"
+    return _first(mode, wide, set_xattrs(itself, entry.xattrs))
+
+
+def _first(*reasons: str) -> str:
+    """What is told of several attributes that could not be set. Its arguments have all been tried by then."""
+    return next(filter(None, reasons), "")
 
 
 def _syncfs(fd: int) -> None:

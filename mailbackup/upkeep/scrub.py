@@ -23,7 +23,7 @@ from mailbackup.stores.base import Store
 from mailbackup.upkeep.registry import PackLife, Registry
 from mailbackup.vault.chain import Trust, check_head, find_head, read_acts, read_raw, walk
 
-_THREADS = 4  # hashing releases the interpreter; more do not help a disk
+THREADS = 4  # hashing releases the interpreter; more do not help a disk
 
 
 @dataclass(slots=True)
@@ -128,7 +128,7 @@ def _objects(store: Store, listing: dict[str, int], result: Scrubbed) -> None:
             result.findings.append(Finding(FindingKind.OBJECT_MISSING, key, "the ledger names it", affected))
             continue
         try:
-            size, sha256 = _hash(store, key)
+            size, sha256 = hash_object(store, key)
         except ObjectMissing:
             result.findings.append(Finding(FindingKind.OBJECT_MISSING, key, "the ledger names it", affected))
             continue
@@ -166,14 +166,15 @@ Problem = Callable[[Scrubbed], Finding]
 
 
 def _hashed(store: Store, packs: Iterable[PackLife]) -> Iterator[tuple[PackLife, int, Problem | None]]:
-    with ThreadPoolExecutor(_THREADS, "scrub") as pool:
-        yield from pool.map(lambda life: _one_pack(store, life), packs)
+    with ThreadPoolExecutor(THREADS, "scrub") as pool:
+        yield from pool.map(lambda life: check_pack(store, life), packs)
 
 
-def _one_pack(store: Store, life: PackLife) -> tuple[PackLife, int, Problem | None]:
+def check_pack(store: Store, life: PackLife) -> tuple[PackLife, int, Problem | None]:
+    """Read a pack whole. Returns it with the bytes that were read, and the problem if there is one."""
     key = pack_key(life.row.id)
     try:
-        size, sha256 = _hash(store, key)
+        size, sha256 = hash_object(store, key)
     except ObjectMissing:
         return life, 0, lambda result: _about(result, life, FindingKind.OBJECT_MISSING, "the pack is missing")
     except DamageError as error:
@@ -216,7 +217,8 @@ def _about(result: Scrubbed, life: PackLife, kind: FindingKind, detail: str, blo
     return Finding(kind, pack_key(life.row.id), detail, result.registry.affected(life.row.id, blocks))
 
 
-def _hash(store: Store, key: ObjectKey) -> tuple[int, Digest]:
+def hash_object(store: Store, key: ObjectKey) -> tuple[int, Digest]:
+    """Size and hash of an object as the store has it now. Raises ObjectMissing, ObjectDamaged, and what an unreachable store raises."""
     sha256, size = hashlib.sha256(), 0
     for part in store.stream(key):
         sha256.update(part)

@@ -407,6 +407,32 @@ def test_a_directory_swapped_for_a_link_does_not_lead_the_walk_elsewhere(world, 
     assert read(f"{restored(world)}/user/keys/id") == b"his own"
 
 
+@pytest.mark.case("8")
+@pytest.mark.parametrize("becomes", ["another link", "a file", "nothing"])
+def test_a_link_that_is_replaced_while_it_is_looked_at(world, monkeypatch, becomes):
+    """What is kept of it is of one thing: target, time and owner of the new one, or nothing at all."""
+    os.symlink("first", f"{world.home}/link")
+    os.utime(f"{world.home}/link", ns=(0, 5), follow_symlinks=False)
+
+    def swap(path: str) -> None:
+        os.unlink(path)
+        if becomes == "another link":
+            os.symlink("second", path)
+            os.utime(path, ns=(0, 7), follow_symlinks=False)
+        elif becomes == "a file":
+            write(path, b"file")
+
+    _once(monkeypatch, "_special", world, "link", swap)
+    assert world.backup().outcome == "complete"
+    out = f"{restored(world)}/link"
+    if becomes == "another link":
+        assert (os.readlink(out), os.lstat(out).st_mtime_ns) == ("second", 7)
+    else:
+        assert not os.path.lexists(out)
+    check(world, world.backup())
+    assert everything(restored(world, "next")) == everything(world.home)
+
+
 def while_read(monkeypatch: pytest.MonkeyPatch, times: int, act: Callable[[], object]) -> None:
     """Do something after the content of a file was read, and before the check that it stood still."""
     original, left = FileWalk._store, [times]

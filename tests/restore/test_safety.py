@@ -143,16 +143,16 @@ def test_an_interrupted_restore_goes_on(world):
 @pytest.mark.case("22")
 def test_a_restore_that_dies_leaves_no_half_file(world, monkeypatch):
     world.backup()
-    fill, calls = Target._fill, []
+    dress, calls = Target._dress, []
 
     def dies(*arguments):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return fill(*arguments)
+        return dress(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Target, "_fill", dies)
+        patch.setattr(Target, "_dress", dies)
         with pytest.raises(KeyboardInterrupt):
             world.restore("out")
     found = tree_of(f"{world.root}/out")

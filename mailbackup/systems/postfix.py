@@ -1,0 +1,190 @@
+"""Postfix: what `postconf` says it reads, its queue, and that mail goes in.
+
+`postconf -n` and `postfix check` end with status 0 when a parameter does not exist, and only say so on stderr: words there count as failures.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from functools import partial
+
+from mailbackup.model.finding import Finding, FindingKind
+from mailbackup.model.system import (
+    RANK_DERIVED,
+    RANK_FILES,
+    RANK_QUEUE,
+    RANK_START,
+    Chosen,
+    Dump,
+    Inventory,
+    LeftOut,
+    Probe,
+    ServerStep,
+)
+from mailbackup.systems.ask import Ask, CannotAsk
+
+_QUEUES = ("maildrop", "hold", "incoming", "active", "deferred")  # where messages lie
+_BUILT = {"hash": ".db", "btree": ".db", "lmdb": ".lmdb", "cdb": ".cdb", "dbm": ".pag"}  # types of maps that postmap makes from a text
+_MAP = re.compile(r"\b(?:proxy:)?([a-z]+):(/[^\s,{}]+)")
+_SERVICES = {"smtp": "25", "submission": "587", "smtps": "465", "submissions": "465"}
+
+
+class Postfix:
+    """Postfix 3."""
+
+    name = "postfix"
+
+    def find(self, ask: Ask) -> Inventory | None:
+        """What `postconf` names."""
+        if not ask.has("postconf") or not ask.exists("/etc/postfix/main.cf"):
+            return None
+        version, config, queue, data, owner = ask.said(
+            "postconf", "-h", "mail_version", "config_directory", "queue_directory", "data_directory", "mail_owner"
+        ).out.splitlines()[:5]
+        settings, services = ask.said("postconf", "-n"), ask.said("postconf", "-P")
+        maps = sorted(set(_MAP.findall(settings.out + services.out)))
+        findings = [Finding(FindingKind.CONFIG_DOUBT, "postfix", line) for line in settings.err.splitlines() if line.strip()]
+        paths = [
+            *ask.chosen(
+                config, "configuration", LeftOut("*.db", "built anew from its text"), LeftOut("*.lmdb", "built anew from its text")
+            ),
+            *_map_files(ask, maps, config, findings),
+            *ask.chosen(
+                data, "data", *(LeftOut(f"{name}*", "a cache") for name in ("smtp", "prng_exch", "verify", "postscreen", "master"))
+            ),
+            *(row for name in _QUEUES for row in ask.chosen(f"{queue}/{name}", "mail on its way", queue=True)),
+        ]
+        return Inventory(
+            system=self.name,
+            version=version,
+            paths=tuple(paths),
+            dumps=(
+                Dump("postfix/main.cf", "settings that differ from the defaults", ("postconf", "-n")),
+                Dump("postfix/master.cf", "services", ("postconf", "-M")),
+                Dump("postfix/queue.json", "list of the mail on its way"),
+            ),
+            facts={
+                "config": (config,),
+                "queue": (queue,),
+                "owner": (owner,),
+                "maps": tuple(f"{kind}:{path}" for kind, path in maps if kind in _BUILT and ask.exists(path)),
+                "aliases": _aliases(ask),
+                "ports": tuple(_ports(ask.said("postconf", "-M").out)),
+                "auth": ("yes",) if "smtpd_sasl_auth_enable=yes" in re.sub(r"\s*=\s*", "=", settings.out + services.out) else (),
+                "domains": _domains(ask),
+            },
+            findings=tuple(findings),
+        )
+
+    def dump(self, ask: Ask, dump: Dump) -> Iterator[bytes]:
+        """The queue; `postqueue` cannot answer where Postfix does not run, and then the files speak for themselves."""
+        said = ask.run("postqueue", "-j")
+        if said.status not in (0, 69):  # 69: the mail system is down
+            raise CannotAsk(f"'postqueue -j' ended with status {said.status}: {said.err.strip()}")
+        yield said.out.encode("utf-8", "surrogateescape")
+
+    def steps(self, inventory: Inventory) -> tuple[ServerStep, ...]:
+        """Files, derived maps, the queue on hold, the daemon last."""
+        queues = tuple(row.path for row in inventory.paths if row.queue)
+        files = tuple(row.path for row in inventory.paths if not row.queue)
+        step = partial(ServerStep, system=self.name)
+        built = [("postmap", one) for one in inventory.facts.get("maps", ())] + [
+            ("postalias", one) for one in inventory.facts.get("aliases", ())
+        ]
+        return (
+            step(name="configuration, maps and data", action="files", rank=RANK_FILES, paths=files),
+            *(step(name=f"build {argv[1]}", action="run", rank=RANK_DERIVED, argv=argv, needs=argv[:1]) for argv in built),
+            step(
+                name="check the configuration",
+                action="run",
+                rank=RANK_QUEUE - 1,
+                argv=("postfix", "check"),
+                needs=("postfix",),
+                silent=True,
+            ),
+            step(
+                name="mail on its way, on hold",
+                action="queue",
+                rank=RANK_QUEUE,
+                paths=(inventory.fact("queue"), *queues),
+                owner=inventory.fact("owner"),
+            ),
+            step(name="start Postfix", action="start", rank=RANK_START, argv=("postfix", "start"), needs=("postfix",), ready="tcp:25"),
+        )
+
+    def probes(self, inventory: Inventory) -> tuple[Probe, ...]:
+        """Configuration as captured, maps that answer, AUTH, and a message that goes all the way."""
+        facts = inventory.facts
+        rows = [
+            Probe(name="postfix.config", system=self.name, kind="config", tier="boot", settings={
+                "argv": ("postconf", "-n"), "dump": ("postfix/main.cf",), "config": facts["config"]}),
+            Probe(name="postfix.services", system=self.name, kind="config", tier="boot", settings={
+                "argv": ("postconf", "-M"), "dump": ("postfix/master.cf",), "config": facts["config"]}),
+            Probe(name="postfix.maps", system=self.name, kind="maps", tier="boot", settings={
+                "maps": facts.get("maps", ()), "aliases": facts.get("aliases", ())}),
+            Probe(name="mail.delivery", system=self.name, kind="mail", tier="boot", settings={"domains": facts.get("domains", ())}),
+            Probe(name="postfix.queue", system=self.name, kind="queue", settings={"queue": facts["queue"], "dump": ("postfix/queue.json",)}),
+        ]  # fmt: skip
+        submission = [port for port in facts.get("ports", ()) if port != "25"] or ["25"]
+        if facts.get("auth"):
+            rows.append(Probe(name="mail.auth", system=self.name, kind="auth", tier="boot", settings={"port": (submission[0],)}))
+        return tuple(rows)
+
+    def examine(self, ask: Ask, inventory: Inventory) -> list[Finding]:
+        """Maps whose built form is older than their text, or missing."""
+        found = list(inventory.findings)
+        for name in (*inventory.facts.get("maps", ()), *inventory.facts.get("aliases", ())):
+            kind, _, path = name.partition(":")
+            text, built = ask.status(path), ask.status(path + _BUILT[kind])
+            if built is None:
+                found.append(
+                    Finding(FindingKind.CONFIG_DOUBT, path, f"there is no {path}{_BUILT[kind]}: Postfix refuses mail. Run: postmap {name}")
+                )
+            elif text is not None and built.st_mtime < text.st_mtime:
+                found.append(
+                    Finding(
+                        FindingKind.CONFIG_DOUBT, path, f"changed after it was built: its last changes are not in use. Run: postmap {name}"
+                    )
+                )
+        return found
+
+
+def _map_files(ask: Ask, maps: list[tuple[str, str]], config: str, findings: list[Finding]) -> Iterator[Chosen]:
+    """Files that tables are read from. Of one without its text the built form is all that there is."""
+    for kind, path in maps:
+        built = path + _BUILT.get(kind, "")
+        if ask.exists(path):
+            if not path.startswith(config + "/"):
+                yield from ask.chosen(path, f"a table ({kind})")
+        elif kind in _BUILT and ask.exists(built):
+            yield from ask.chosen(built, f"a table ({kind}) whose text is gone")
+        elif kind not in ("unix", "inet", "tcp", "socketmap"):
+            findings.append(Finding(FindingKind.CONFIG_DOUBT, path, f"the configuration names it as a table ({kind}), but it is not there"))
+
+
+def _aliases(ask: Ask) -> tuple[str, ...]:
+    """Alias databases that `newaliases` builds."""
+    names = _MAP.findall(ask.said("postconf", "-h", "alias_database").out)
+    return tuple(f"{kind}:{path}" for kind, path in names if kind in _BUILT and ask.exists(path))
+
+
+def _ports(services: str) -> Iterator[str]:
+    """Ports of the SMTP servers of master.cf that listen on all addresses."""
+    for line in services.splitlines():
+        words = line.split()
+        if len(words) >= 8 and words[1] == "inet" and words[7].startswith(("smtpd", "postscreen")):
+            port = words[0].rpartition(":")[2]
+            yield _SERVICES.get(port, port)
+
+
+def _domains(ask: Ask) -> tuple[str, ...]:
+    """Domains whose mail ends here, as far as they are written out."""
+    lists = ask.said("postconf", "-xh", "virtual_mailbox_domains", "mydestination").out
+    return tuple(word for word in re.split(r"[\s,]+", lists) if "." in word and "/" not in word and ":" not in word)
+
+
+def path_of(name: str) -> str:
+    """`hash:/etc/aliases` → `/etc/aliases`."""
+    return os.path.normpath(name.partition(":")[2])

@@ -1,0 +1,90 @@
+"""What the host remembers of its backups: `status.json` in the state directory.
+
+It is for people and monitors, and tells nothing that a restore relies on: when it is lost, `status` is red until the next run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from mailbackup.errors import MailbackupError, RecordInvalid, UsageError
+from mailbackup.host import atomic_write, stamp, utc_now
+from mailbackup.model import codec
+from mailbackup.model.job import PartSeen, Proof, ScrubPlace, Seen, Status
+from mailbackup.model.results import BackupResult
+
+FILE_NAME = "status.json"
+
+
+def read_status(state_dir: str) -> Status:
+    """What is remembered; nothing when there is no file.
+
+    Raises UsageError when it may not be read, or is of a newer version, and RecordInvalid when it is not such a file.
+    """
+    path = os.path.join(state_dir, FILE_NAME)
+    try:
+        with open(path, "rb") as file:
+            raw = file.read()
+    except FileNotFoundError:
+        return Status()
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}", hint="It is readable for the user who runs the backups only: run as that user (root)."
+        ) from None
+    return codec.decode(raw, Status, path)
+
+
+def replaced(status: Status, **members: Any) -> Status:
+    """The status with other members."""
+    return Status(**{name: getattr(status, name) for name in Status.__struct_fields__} | members)
+
+
+def remember(state_dir: str, change: Callable[[Status], dict[str, Any]]) -> Status:
+    """Change members of what is remembered. A file that is no status is made anew. Raises what `host.atomic_write` raises."""
+    try:
+        known = read_status(state_dir)
+    except RecordInvalid:
+        known = Status()
+    status = replaced(known, **change(known))
+    atomic_write(os.path.join(state_dir, FILE_NAME), codec.encode(status) + b"\n", mode=0o600)
+    return status
+
+
+def remember_backup(state_dir: str, result: BackupResult) -> str | None:
+    """A snapshot was made. What cannot be remembered costs no backup: returns why, if so."""
+    seen = Seen(seq=result.seq, time=stamp(utc_now()))
+
+    def change(known: Status) -> dict[str, Any]:
+        if result.outcome == "incomplete":
+            return {"newest": seen, "incomplete_in_a_row": known.incomplete_in_a_row + 1}
+        return {"newest": seen, "good": seen, "incomplete_in_a_row": 0}
+
+    try:
+        remember(state_dir, change)
+    except MailbackupError as error:
+        return error.message
+    return None
+
+
+def remember_read_back(state_dir: str, snapshot: Seen, entry: int) -> None:
+    """A snapshot's objects, and all that the ledger names up to `entry`, were read back and are what they should be."""
+    proof = Proof(by="read-back", snapshot=snapshot, time=stamp(utc_now()), entry=entry)
+    remember(state_dir, lambda _: {"read_back": proof})
+
+
+def remember_drill(state_dir: str, snapshot: Seen) -> None:
+    """A drill that rebuilt the server from this snapshot passed."""
+    proof = Proof(by="drill", snapshot=snapshot, time=stamp(utc_now()))
+    remember(state_dir, lambda _: {"drill": proof})
+
+
+def remember_scrub(state_dir: str, place: ScrubPlace) -> None:
+    """Where the rolling scrub goes on."""
+    remember(state_dir, lambda _: {"scrub": place})
+
+
+def remember_parts(state_dir: str, job: str, seen: tuple[PartSeen, ...]) -> None:
+    """How the parts of a job ended; replaces what was known of that job."""
+    remember(state_dir, lambda known: {"parts": (*(part for part in known.parts if part.job != job), *seen)})
