@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from mailbackup import config as configuration
@@ -48,7 +49,7 @@ from mailbackup.model.tree import MailboxTree, Snapshot
 from mailbackup.model.version import TOOL, VERSION
 from mailbackup.restore.browse import mailbox_lines, message_bytes, message_lines
 from mailbackup.restore.execute import Executor
-from mailbackup.restore.plan import Planner, plan_files, plan_mailbox
+from mailbackup.restore.plan import Planner, RestorePlan, plan_files, plan_mailbox
 from mailbackup.restore.target import Target
 from mailbackup.stores.counted import CountedStore
 from mailbackup.stores.locate import open_store
@@ -317,9 +318,36 @@ def _restore_tree(
     """Restore one mailbox."""
     began = time.monotonic()
     context.on_event(Phase("reading the listing"))
-    planner = Planner(Target(to), overwrite=overwrite)
+    target = Target(to)
+    planner = Planner(target, overwrite=overwrite)
     plan_mailbox(reader, tree, planner, folder=folder)
-    return _executed(context, reader, store, planner, to, seq, began, overwrite=overwrite, dry_run=dry_run)
+    return _executed(context, reader, store, planner.plan, target, seq, began, overwrite=overwrite, dry_run=dry_run)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMailbox:
+    """A mailbox that can be put in place while its vault is open. Its plan may be narrowed before `run(dry_run=…)`."""
+
+    seq: int
+    address: str
+    plan: RestorePlan
+    run: Callable[..., RestoreResult]
+
+
+@contextlib.contextmanager
+def planned_mailbox(
+    context: Context, address: str, target: Target, *, folder: str | None = None, at: str = "latest", location: str | None = None
+) -> Iterator[PlannedMailbox]:
+    """A mailbox planned for a target of the caller's choice, which is empty. Needs an identity."""
+    began = time.monotonic()
+    with use_vault(context) as (reader, store):
+        snapshot = reader.snapshot(reader.find(at))
+        _, tree = reader.mailbox(snapshot, address, location)
+        context.on_event(Phase("reading the listing"))
+        planner = Planner(target, overwrite=False)
+        plan_mailbox(reader, tree, planner, folder=folder)
+        run = partial(_executed, context, reader, store, planner.plan, target, snapshot.seq, began, overwrite=False)
+        yield PlannedMailbox(snapshot.seq, tree.address, planner.plan, run)
 
 
 def restore_files(
@@ -329,31 +357,31 @@ def restore_files(
     began = time.monotonic()
     with use_vault(context) as (reader, store):
         snapshot = reader.snapshot(reader.find(at))
-        planner = Planner(Target(to), overwrite=overwrite)
+        target = Target(to)
+        planner = Planner(target, overwrite=overwrite)
         plan_files(reader, snapshot, planner, [os.fsencode(os.path.abspath(path)) for path in paths])
-        return _executed(context, reader, store, planner, to, snapshot.seq, began, overwrite=overwrite, dry_run=dry_run)
+        return _executed(context, reader, store, planner.plan, target, snapshot.seq, began, overwrite=overwrite, dry_run=dry_run)
 
 
 def _executed(
     context: Context,
     reader: VaultReader,
     store: CountedStore,
-    planner: Planner,
-    to: str,
+    plan: RestorePlan,
+    target: Target,
     seq: int,
     began: float,
     *,
     overwrite: bool,
-    dry_run: bool,
+    dry_run: bool = False,
 ) -> RestoreResult:
-    plan = planner.plan
     result = RestoreResult(
         outcome="planned", seq=seq, messages=plan.messages, files=len(plan.files) + len(plan.others) - sum(s.is_message for s in plan.files),
         bytes=plan.bytes, kept=len(plan.kept), fetched=Fetched(0, 0), seconds=0.0, findings=tuple(plan.findings), plan=plan.lines(),
     )  # fmt: skip
     if dry_run:
         return result
-    done = Executor(reader, plan, Target(to), overwrite=overwrite, on_event=context.on_event).run()
+    done = Executor(reader, plan, target, overwrite=overwrite, on_event=context.on_event).run()
     kept = sum(step.is_message for step in plan.kept)
     return RestoreResult(
         outcome="complete" if all(finding.harmless for finding in done.findings) else "incomplete", seq=seq, messages=done.messages + kept,

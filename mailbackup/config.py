@@ -33,7 +33,7 @@ from mailbackup.model.options import (
 
 __all__ = ["BackupConfig", "Config", "DirectoryConfig", "Host", "MailConfig", "NotifyConfig", "Recipient", "StoreConfig", "Trust"]
 __all__ += ["check", "compose", "default_path", "default_store_dir", "file_url", "literal_root", "load", "mail_name", "parse", "render"]
-__all__ += ["state_dir", "user_config", "without_secrets"]
+__all__ += ["SystemsConfig", "state_dir", "user_config", "without_secrets"]
 
 SYSTEM_CONFIG = "/etc/mailbackup/mailbackup.toml"
 SYSTEM_NAMES = ("host", "directories", "tls", "opendkim", "dovecot", "postfix")  # those of mailbackup.systems (a test compares)

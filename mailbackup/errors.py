@@ -5,6 +5,7 @@
     ├── UsageError                     2   MB-U...   usage or configuration
     │   ├── ConfigMissing
     │   ├── ConfigInvalid
+    │   ├── DrillImpossible
     │   ├── NotFound
     │   └── AlreadyExists
     ├── SourceError                    3   MB-S...   a source could not be read
@@ -80,6 +81,13 @@ class ConfigInvalid(UsageError):
 
     code = "MB-U003"
     default_hint = "Correct the file, then run 'mailbackup config check'."
+
+
+class DrillImpossible(UsageError):
+    """This host cannot make a scratch machine, or there is nothing to rehearse."""
+
+    code = "MB-U006"
+    default_hint = "Run it as root on a host with bubblewrap ('mailbackup doctor' checks)."
 
 
 class NotFound(UsageError):

@@ -14,6 +14,8 @@ import os
 import pwd
 import re
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -304,3 +306,75 @@ def _lock_or_busy(fd: int, path: str) -> None:
 def be_nice() -> None:
     """Leave processor and disk to the mail server. Linux derives the I/O priority from the niceness where none was set (ioprio_set(2))."""
     os.nice(19)
+
+
+# ---------------------------------------------------------------- scratch directories
+
+
+@contextmanager
+def scratch_directory(parent: str, prefix: str) -> Iterator[str]:
+    """A new private directory (0700) in `parent`, whose name begins with `prefix`; removed at the end of the body, however that ends.
+
+    A lock on the directory itself tells that its process lives. What processes left that were killed is removed first: every directory of
+    that prefix which belongs to this user and that nobody holds. So a prefix is for one purpose. Nothing may stay mounted in it at the end.
+    """
+    with translated(f"make a directory in {_shown(parent)}"):
+        _remove_abandoned(parent, prefix)
+        path, held = _new_scratch(parent, prefix)
+    try:
+        yield path
+    finally:
+        try:
+            with translated(f"remove {_shown(path)}"):
+                remove_tree(path)
+        finally:
+            os.close(held)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory with everything in it, also what its own mode protects. Follows no links; an absent one is fine. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            shutil.rmtree(path)
+        except PermissionError:  # a tree that was restored by an ordinary user has the modes of the original
+            for folder, below, _ in os.walk(path):
+                for place in (folder, *(os.path.join(folder, name) for name in below)):
+                    if not os.path.islink(place):
+                        os.chmod(place, 0o700)
+            shutil.rmtree(path)
+
+
+def _new_scratch(parent: str, prefix: str) -> tuple[str, int]:
+    """Path and descriptor of a new directory that is locked. One that another run took for abandoned, before it was locked, is given up."""
+    while True:
+        path = tempfile.mkdtemp(prefix=prefix, dir=parent)
+        held = _locked(path)
+        if held is not None:
+            return path, held
+
+
+def _remove_abandoned(parent: str, prefix: str) -> None:
+    for name in os.listdir(parent):
+        path = os.path.join(parent, name)
+        if not name.startswith(prefix) or (held := _locked(path)) is None:
+            continue
+        try:
+            remove_tree(path)
+        finally:
+            os.close(held)
+
+
+def _locked(path: str) -> int | None:
+    """A descriptor of this directory of our own, with its lock; None when it is no such directory (any more) or somebody has the lock."""
+    try:
+        fd = os.open(path, _FOLDER | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(fd).st_uid == os.geteuid() and os.path.samestat(os.fstat(fd), os.lstat(path)):
+            return fd
+    except OSError:  # held, or removed meanwhile
+        pass
+    os.close(fd)
+    return None

@@ -9,7 +9,22 @@ from typing import Annotated, Any
 
 import typer
 
-from mailbackup.cli import backup, browse, configuration, init, job, key, quickstart, restore, state, status, verify
+from mailbackup.cli import (
+    backup,
+    browse,
+    configuration,
+    drill,
+    init,
+    job,
+    key,
+    quickstart,
+    receive,
+    restore,
+    schedule,
+    state,
+    status,
+    verify,
+)
 from mailbackup.cli.answer import Answer, show_answer, show_error, write
 from mailbackup.cli.command import dress
 from mailbackup.cli.settings import Settings, global_options
@@ -25,7 +40,7 @@ def program() -> Any:
     """The whole command line as one command object."""
     root = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
     root.callback(help=HELP)(_root())
-    for module in (quickstart, init, backup, browse, restore, verify, job, status, state, key, configuration):
+    for module in (quickstart, init, backup, browse, restore, receive, verify, drill, job, schedule, status, state, key, configuration):
         module.register(root)
     return typer.main.get_command(root)
 

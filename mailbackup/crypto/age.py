@@ -131,6 +131,11 @@ class AgeKeyMaker:
         return FreshEpoch(identity.recipient, _encrypt(text.encode(), self._recipients))
 
 
+    def seal(self, data: bytes) -> bytes:
+        """An age file of `data` that all recipients can open."""
+        return _encrypt(data, self._recipients)
+
+
 def open_epoch(sealed: bytes, identities: UserIdentities) -> str:
     """The AGE-SECRET-KEY line in a key object (format section 5).
 

@@ -11,12 +11,13 @@ import re
 import tomllib
 from collections.abc import Callable
 from typing import Any, get_args
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfoNotFoundError
 
 from mailbackup.errors import ConfigInvalid, NotFound
 from mailbackup.model.codec import convert
 from mailbackup.model.job import Job, PartName
 from mailbackup.schedule.cron import Cron
+from mailbackup.schedule.zone import zone_of
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _KEYS = tuple(key for key in Job.__struct_fields__ if key != "name")
@@ -93,8 +94,8 @@ def _job(name: str, table: dict[str, Any], path: str) -> Job:
     for key, check in _CHECKS.items():
         try:
             check(job)
-        except (ValueError, ZoneInfoNotFoundError) as error:
-            raise ConfigInvalid(f"{path}: {key}: {str(error).strip(chr(34) + chr(39))}", hint="Correct the file.") from None
+        except ValueError as error:
+            raise ConfigInvalid(f"{path}: {key}: {error}", hint="Correct the file.") from None
     return job
 
 
@@ -118,6 +119,13 @@ def _at_least_one(job: Job) -> None:
         raise ValueError(f"{job.scrub_bytes} is not above 0")
 
 
+def _zone_exists(job: Job) -> None:
+    try:
+        zone_of(job.zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"there is no time zone '{job.zone}' here; they are called as in Europe/Berlin") from None
+
+
 def _absolute(job: Job) -> None:
     if job.identity is not None and not job.identity.startswith("/"):
         raise ValueError(f"'{job.identity}' is not an absolute path")
@@ -125,7 +133,7 @@ def _absolute(job: Job) -> None:
 
 _CHECKS: dict[str, Callable[[Job], Any]] = {
     "cron": lambda job: Cron.parse(job.cron),
-    "zone": lambda job: ZoneInfo(job.zone) if job.zone else None,
+    "zone": _zone_exists,
     "jitter": lambda job: job.jitter_seconds,
     "misfire": lambda job: job.misfire_seconds,
     "parts": _parts_fit,

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from contextlib import closing
 from dataclasses import dataclass
 
 from mailbackup import app
 from mailbackup.access import Context, use_store
 from mailbackup.errors import DamageError, Interrupted, MailbackupError, RecordInvalid, SourceError, UsageError
-from mailbackup.host import stamp, utc_now
+from mailbackup.host import run_lock, stamp, utc_now
+from mailbackup.model.drill import DrillResult
 from mailbackup.model.events import Stop
 from mailbackup.model.finding import Finding
+from mailbackup.model.ids import PackId
 from mailbackup.model.job import ScrubPlace, Seen, Status
 from mailbackup.model.results import BackupResult
 from mailbackup.upkeep.readback import read_back as read_entries_back
 from mailbackup.upkeep.rolling import rolling_scrub
-from mailbackup.upkeep.status import read_status, remember_read_back, remember_scrub
+from mailbackup.upkeep.status import read_status, remember_drill, remember_read_back, remember_scrub
 from mailbackup.vault.chain import find_head
+from mailbackup.vault.replay import forget_packs
+from mailbackup.vault.state import State
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +66,7 @@ def read_back(context: Context, made: BackupResult, head_before: int, stop: Stop
         found = read_entries_back(store, context.anchors, after=after, stop=stop, on_event=context.on_event)
     if found.proven:
         remember_read_back(context.state_dir, Seen(seq=made.seq, time=stamp(utc_now())), found.last)
-    return Done(*_judged(f"{found.objects:,} objects, {found.bytes:,} bytes", found.findings, whole=found.whole))
+    return _judged(context, f"{found.objects:,} objects, {found.bytes:,} bytes", found.findings, whole=found.whole)
 
 
 def scrub(context: Context, budget: int, stop: Stop) -> Done:
@@ -72,7 +78,7 @@ def scrub(context: Context, budget: int, stop: Stop) -> Done:
     since = (now if rolled.after else "") if rolled.wrapped else place.since or now
     remember_scrub(context.state_dir, ScrubPlace(after=rolled.after, since=since, round=now if rolled.wrapped else place.round))
     share = f"{rolled.packs:,} packs, {rolled.bytes:,} of {rolled.live:,} bytes"
-    return Done(*_judged(share, rolled.findings, whole=not stop()))
+    return _judged(context, share, rolled.findings, whole=not stop())
 
 
 def _known(context: Context) -> Status:
@@ -83,10 +89,24 @@ def _known(context: Context) -> Status:
         return Status()
 
 
-def _judged(detail: str, findings: list[Finding], *, whole: bool) -> tuple[str, int, tuple[Finding, ...]]:
-    if findings:
-        return f"{detail}; {len(findings)} damaged or missing, first {findings[0].subject}", DamageError.exit_status, tuple(findings)
-    return (detail, 0, ()) if whole else (f"{detail}, then stopped", Interrupted.exit_status, ())
+def _judged(context: Context, detail: str, findings: list[Finding], *, whole: bool) -> Done:
+    if not findings:
+        return Done(detail) if whole else Done(f"{detail}, then stopped", Interrupted.exit_status)
+    said = f"{detail}; {len(findings)} damaged or missing, first {findings[0].subject}{_to_be_healed(context, findings)}"
+    return Done(said, DamageError.exit_status, tuple(findings))
+
+
+def _to_be_healed(context: Context, findings: list[Finding]) -> str:
+    """Have the next backup send the contents of damaged packs again, as far as the sources still have them. Says what will happen."""
+    packs = {PackId(finding.subject[-32:]) for finding in findings if finding.subject.startswith("packs/")}
+    if not packs:
+        return ""
+    try:
+        with run_lock(os.path.join(context.state_dir, "lock")), closing(State(context.state_path, context.anchors.vault)) as state:
+            forget_packs(state, packs)
+    except MailbackupError as error:
+        return f"; the next backup will not send them again: {error.message}"
+    return "; the next backup sends them again, as far as the sources still have them"
 
 
 def boot(context: Context) -> Done:
@@ -102,12 +122,20 @@ def boot(context: Context) -> Done:
 
 def drill(context: Context, identity: str | None) -> Done:
     """A restore of the newest snapshot, rehearsed in a scratch container."""
-    from mailbackup.server import drills
-
     if identity is None:
         raise Skip("no identity on this host: set identity in the job file, or drill on another machine")
-    return _drilled(drills.light(dataclasses.replace(context, identity_file=identity)))
+    from mailbackup.server import drills
+
+    result = drills.light(dataclasses.replace(context, identity_file=identity))
+    remember_drill(context.state_dir, result)
+    return _drilled(result)
 
 
-def _drilled(result: object) -> Done:
-    raise MailbackupError("drills are not here yet")
+def _drilled(result: DrillResult) -> Done:
+    """A drill in a sentence: what it has proven, or what it has not."""
+    failed = [probe.name for probe in result.probes if probe.outcome == "failed"]
+    failed += [f"{step.system}: {step.name}" for step in result.steps if step.outcome == "failed"]
+    passed = sum(probe.outcome == "passed" for probe in result.probes)
+    if result.outcome == "proven":
+        return Done(f"{passed} probes passed in {result.rto_s:.1f} s", 0, result.findings)
+    return Done(f"failed: {', '.join(failed) or 'nothing was proven'} ({passed} probes passed)", DamageError.exit_status, result.findings)

@@ -44,6 +44,11 @@ def convert(value: Any, kind: type[T]) -> T:
         raise ValueError(str(error)) from None
 
 
+def changed(record: T, **members: Any) -> T:
+    """The record with other values of some members."""
+    return msgspec.structs.replace(record, **members)  # type: ignore[type-var]
+
+
 def plain(record: Any) -> Any:
     """The record as dicts, lists, strings and numbers, for JSON output."""
     return msgspec.to_builtins(record)

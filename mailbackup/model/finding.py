@@ -54,6 +54,8 @@ class FindingKind(StrEnum):
     NAME_REFUSED = "name-refused"
     NOT_RESTORED = "not-restored"
     EXISTS = "exists"
+    # drills
+    NOT_RECORDED = "not-recorded"  # a drill was done, but its result could not be put into the store
 
 
 HARMLESS = frozenset(

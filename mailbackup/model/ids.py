@@ -10,6 +10,7 @@ import binascii
 import hashlib
 import re
 import secrets
+from datetime import UTC, datetime
 from typing import NewType
 
 from mailbackup.errors import RecordInvalid, UnsafeName
@@ -83,6 +84,11 @@ def page_prefix(page: int) -> str:
 def act_key(seq: int) -> ObjectKey:
     """Object key of an act."""
     return ObjectKey(f"acts/{seq:010d}.json")
+
+
+def drill_key(moment: datetime) -> ObjectKey:
+    """A new object key for the details of a drill that ended at `moment`."""
+    return ObjectKey(f"drills/{moment.astimezone(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}.age")
 
 
 def epoch_key(epoch: int, n: int = 1) -> ObjectKey:

@@ -148,6 +148,7 @@ class Act(Record, frozen=True, kw_only=True, omit_defaults=True):
     time: str
     signer: PublicKey
     packs: tuple[DamagedPack, ...] = ()
+    details: ObjectRow | None = None  # of a drill: its sealed result
 
 
 class Anchors(Record, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from mailbackup.model.codec import Record
 from mailbackup.model.finding import Finding
 from mailbackup.model.ids import PublicKey, VaultId
 from mailbackup.model.job import PartOutcome
+from mailbackup.model.system import Inventory, Probe, ServerStep
 from mailbackup.model.tree import Outcome
 
 
@@ -177,3 +178,66 @@ class StatusResult(Record, frozen=True, kw_only=True):
     newest_good: SeenAge | None
     newest_proven: SeenAge | None
     facts: tuple[Fact, ...]
+
+
+class SystemRow(Record, frozen=True, kw_only=True):
+    """A line of `systems list`. `error` says why a system that is there could not be asked; its counts are then 0."""
+
+    name: str
+    version: str
+    used: bool
+    paths: int
+    dumps: int
+    findings: int
+    error: str = ""
+
+
+class SystemsResult(Record, frozen=True, kw_only=True):
+    """`systems list`. `configured` is false where the configuration saves no systems; all that are found are listed then."""
+
+    configured: bool
+    systems: tuple[SystemRow, ...]
+    findings: tuple[Finding, ...]
+
+
+class SystemResult(Record, frozen=True, kw_only=True):
+    """`systems show`: all that one system contributes to a snapshot, how it comes back, and what proves it."""
+
+    inventory: Inventory
+    steps: tuple[ServerStep, ...]
+    probes: tuple[Probe, ...]
+
+
+class ExplainRow(Record, frozen=True, kw_only=True):
+    """What one source makes of a path."""
+
+    source: str
+    saved: bool
+    why: str
+
+
+class ExplainResult(Record, frozen=True, kw_only=True):
+    """`systems explain`. `outcome`: saved · partly (a directory that holds things which are saved) · left-out (by a rule) · not-covered (by no source)."""
+
+    outcome: Literal["saved", "partly", "left-out", "not-covered"]
+    path: str
+    exists: bool
+    rows: tuple[ExplainRow, ...]
+    advice: str = ""
+
+
+class Check(Record, frozen=True, kw_only=True):
+    """One thing that `doctor` looked at. `next` is what to do about it; empty when it is ok."""
+
+    name: str
+    level: Literal["ok", "warning", "problem"]
+    text: str
+    next: str = ""
+
+
+class DoctorResult(Record, frozen=True, kw_only=True):
+    """`doctor`. `problems`: something keeps backups from working. `next` is the one thing to do first."""
+
+    outcome: Literal["ready", "warnings", "problems"]
+    checks: tuple[Check, ...]
+    next: str

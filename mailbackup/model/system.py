@@ -71,7 +71,7 @@ class ServerStep(Record, frozen=True, omit_defaults=True, kw_only=True):
 
     accounts: users and groups · files: `paths` come back · mail: mailboxes · queue: `paths` go on hold · run: `argv` in the new root (with `silent`,
     words on stderr are a failure too) · directory: `paths[0]` with `mode` and `owner` · start: `argv` starts a daemon; only drills do it by themselves.
-    `needs` are programs that must be there.
+    `needs` are programs that must be there; below `without`, directories come back but no files.
     """
 
     system: str
@@ -79,6 +79,7 @@ class ServerStep(Record, frozen=True, omit_defaults=True, kw_only=True):
     action: Action
     rank: int
     paths: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
     argv: tuple[str, ...] = ()
     owner: str = "root:root"
     mode: int = 0o755

@@ -21,7 +21,7 @@ def write_parts(fd: int, parts: Iterable[bytes]) -> None:
     for part in parts:
         if len(part) < WINDOW:
             _write(fd, part, size)
-            written = size + len(part)
+            written = size + len(part) if part else written
         else:
             for start, end in _stretches(part, size):
                 _write(fd, memoryview(part)[start:end], size + start)

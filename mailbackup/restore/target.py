@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any
+from typing import Any, Protocol
 
 from mailbackup.errors import RecordInvalid, SafetyRefusal, StoreRefused, WouldOverwrite
 from mailbackup.host import group_id, translate_os_error, user_id
@@ -31,6 +31,26 @@ _DESCRIPTORS = 64  # directories that are kept open
 _NANO = 1_000_000_000
 _LAST_ORDINARY = 1 << 31  # seconds; every file system has the times before
 _LARGEST_ID = (1 << 32) - 2  # the number after it means "leave it as it is"
+
+
+class Numbers(Protocol):
+    """Numbers of users and groups by name; None where there is no such name."""
+
+    def user_id(self, name: str, /) -> int | None:
+        """Number of a user."""
+
+    def group_id(self, name: str, /) -> int | None:
+        """Number of a group."""
+
+
+class _Here:
+    """The accounts of this host."""
+
+    user_id = staticmethod(user_id)
+    group_id = staticmethod(group_id)
+
+
+_HERE = _Here()
 
 
 class Existing(Enum):
@@ -63,9 +83,13 @@ class Place:
 
 
 class Target:
-    """The root directory of a restore. It is made (0700) when the first thing is written."""
+    """The root directory of a restore. It is made (0700) when the first thing is written.
 
-    def __init__(self, root: str) -> None:
+    `accounts` tell the numbers of users and groups where the directory is the root of another machine, whose accounts are not those of this one.
+    """
+
+    def __init__(self, root: str, accounts: Numbers | None = None) -> None:
+        self._accounts = accounts or _HERE
         self.root = os.fsencode(os.path.abspath(root))
         self.as_root = os.geteuid() == 0
         self._descriptors: OrderedDict[bytes, int] = OrderedDict()
@@ -195,7 +219,7 @@ class Target:
                 os.mkfifo(name, owner.mode & 0o7777, dir_fd=home)
             else:
                 self._device(home, name, entry, owner)
-            ids = _ids(owner)
+            ids = self._ids(owner)
             if self.as_root and ids is not None:
                 os.chown(name, *ids, dir_fd=home, follow_symlinks=False)
             with as_it_stands(home, name, _FORMATS[entry.type]) as itself:
@@ -239,13 +263,20 @@ class Target:
     def _own(self, fd: int, owner: Owner) -> str:
         """Set the owner as root; else say once what stays. An id that this host calls otherwise goes back by name."""
         if self.as_root:
-            ids = _ids(owner)
+            ids = self._ids(owner)
             if ids is None:
                 return f"owner {owner.uid}, group {owner.gid}: there are no such numbers"
             os.fchown(fd, *ids)
             return ""
         status = os.fstat(fd)
         return "" if (status.st_uid, status.st_gid) == (owner.uid, owner.gid) else "owner"
+
+    def _ids(self, owner: Owner) -> tuple[int, int] | None:
+        """Numbers there: by name where the name exists (daemons get their numbers in order of installation), else the old number."""
+        uid = self._accounts.user_id(owner.user) if owner.user else None
+        gid = self._accounts.group_id(owner.group) if owner.group else None
+        ids = (owner.uid if uid is None else uid), (owner.gid if gid is None else gid)
+        return ids if all(0 <= number <= _LARGEST_ID for number in ids) else None
 
     def _directory(self, path: bytes) -> int:
         """A descriptor of a directory below the root, made if need be, reached without following a link. It stays open for the next calls."""
@@ -318,14 +349,6 @@ def _make_room(home: int, name: bytes, *, replace: bool) -> None:
     if not replace:
         raise WouldOverwrite(f"{show(name)} appeared in the target meanwhile")
     os.unlink(name, dir_fd=home)
-
-
-def _ids(owner: Owner) -> tuple[int, int] | None:
-    """Numbers on this host: by name where the name exists here (daemons get their numbers in order of installation), else the old number."""
-    uid = user_id(owner.user) if owner.user else None
-    gid = group_id(owner.group) if owner.group else None
-    ids = (owner.uid if uid is None else uid), (owner.gid if gid is None else gid)
-    return ids if all(0 <= number <= _LARGEST_ID for number in ids) else None
 
 
 def _set_time(file: int | bytes, mtime: Mtime, **options: Any) -> str:

@@ -24,9 +24,10 @@ _OF_THIS_MACHINE = (
     "/etc/adjtime", "/etc/hostid", "/etc/kernel/*", "/etc/cloud/*",
 )  # fmt: skip
 _DERIVED = (
-    "/etc/ld.so.cache", "/etc/alternatives/*", "/etc/rc?.d/*", "/etc/ssl/certs/*", "/etc/.pwd.lock", "/etc/passwd-", "/etc/group-",
+    "/etc/ld.so.cache", "/etc/alternatives/*", "/etc/rc?.d/*", "/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/certs/java/*", "/etc/.pwd.lock",
+    "/etc/passwd-", "/etc/group-",
     "/etc/shadow-", "/etc/gshadow-", "/etc/subuid-", "/etc/subgid-", "/etc/*.dpkg-*", "/etc/*.ucf-*", "/etc/*~", "/etc/*.swp",
-    "/etc/systemd/system/*.wants/*", "/etc/aliases.db", "/etc/os-release", "/etc/ca-certificates.conf", "/etc/environment",
+    "/etc/systemd/system/*.wants/*", "/etc/aliases.db", "/etc/os-release",
     "/etc/debconf.conf", "/etc/shells", "/etc/xattr.conf", "/etc/timezone",
 )  # fmt: skip
 _CONFFILE = re.compile(r"^ (/etc/\S.*) ([0-9a-f]{32})( obsolete)?$", re.MULTILINE)
@@ -99,6 +100,8 @@ def _changed(ask: Ask) -> list[str]:
     for path in _files("/etc"):
         if path in ACCOUNT_FILES or any(fnmatch.fnmatchcase(path, glob) for glob in (*_OF_THIS_MACHINE, *_DERIVED)):
             continue
+        if path.startswith("/etc/ssl/certs/") and os.path.islink(path):
+            continue  # made anew by update-ca-certificates; a file here is somebody's own
         if path in brought:
             if _md5(path) != brought[path]:
                 found.append(path)

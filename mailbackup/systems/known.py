@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
+from mailbackup.model import codec
+from mailbackup.model.finding import Finding, FindingKind
+from mailbackup.model.ids import show
 from mailbackup.model.system import Inventory, Probe, ServerStep
 from mailbackup.systems.ask import Ask, CannotAsk
 from mailbackup.systems.base import System
@@ -45,8 +49,40 @@ def survey(ask: Ask, use: tuple[str, ...] = NAMES) -> Survey:
             found.failed[known.name] = str(error)
             continue
         if inventory is not None:
-            found.inventories.append(inventory)
+            found.inventories.append(_sound(inventory))
     return found
+
+
+def _sound(inventory: Inventory) -> Inventory:
+    """The inventory without what cannot stand in a record: names that are not UTF-8. They are told, since they are not saved."""
+    try:
+        codec.encode(inventory)
+        return inventory
+    except UnicodeEncodeError:
+        odd = [row.path for row in inventory.paths if not _is_text(row.path)]
+    detail = "its name is not UTF-8, so it is not saved here; name its directory as [[directory]]"
+    told = [Finding(row.kind, _readable(row.subject), _readable(row.detail)) for row in inventory.findings]
+    return Inventory(
+        system=inventory.system,
+        version=_readable(inventory.version),
+        paths=tuple(row for row in inventory.paths if _is_text(row.path)),
+        dumps=inventory.dumps,
+        facts={name: tuple(filter(_is_text, values)) for name, values in inventory.facts.items()},
+        findings=(*told, *(Finding(FindingKind.UNREADABLE, _readable(path), detail) for path in odd)),
+    )
+
+
+def _readable(text: str) -> str:
+    return show(os.fsencode(text))
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def steps(inventories: tuple[Inventory, ...]) -> tuple[ServerStep, ...]:

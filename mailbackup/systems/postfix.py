@@ -24,10 +24,32 @@ from mailbackup.model.system import (
     ServerStep,
 )
 from mailbackup.systems.ask import Ask, CannotAsk
+from mailbackup.systems.databases import remote_findings
+from mailbackup.systems.maps import BUILT, tables_in, text_rows
 
 _QUEUES = ("maildrop", "hold", "incoming", "active", "deferred")  # where messages lie
-_BUILT = {"hash": ".db", "btree": ".db", "lmdb": ".lmdb", "cdb": ".cdb", "dbm": ".pag"}  # types of maps that postmap makes from a text
-_MAP = re.compile(r"\b(?:proxy:)?([a-z]+):(/[^\s,{}]+)")
+_MADE = ("private", "public", "pid", "dev", "etc", "lib", "usr", "var", "run", "bounce", "defer", "trace", "flush", "corrupt")
+_BUILT = BUILT
+_DATABASES = ("mysql", "pgsql", "ldap", "mongodb")
+_NO_TABLES = ("unix", "inet", "inet6", "local", "tcp", "socketmap", "lmtp", "smtp", "relay", "http", "https", "file", "fifo", "exec")
+_CACHE = re.compile(r"_cache_(database|map)|address_verify_map|_random_")  # made anew by daemons, and no tables that anybody wrote
+_CACHES = ("smtp", "prng_exch", "verify", "postscreen", "master", "lmtp_", "smtpd_")
+_PLAIN = re.compile(r"(?<![\w:$}%/.-])(/[^\s,{}:|]+)")
+_OF_PACKAGES = (
+    "/usr/bin/",
+    "/usr/lib",
+    "/usr/sbin/",
+    "/usr/share/",
+    "/bin/",
+    "/sbin/",
+    "/lib",
+    "/dev/",
+    "/proc/",
+    "/run/",
+    "/var/run/",
+    "/var/log/",
+)
+_CYRUS = ("/etc/sasldb2", "/etc/default/saslauthd", "/etc/saslauthd.conf", "/etc/sasl2", "/etc/pam.d/smtp", "/usr/lib/sasl2/smtpd.conf")
 _SERVICES = {"smtp": "25", "submission": "587", "smtps": "465", "submissions": "465"}
 
 
@@ -40,26 +62,34 @@ class Postfix:
         """What `postconf` names."""
         if not ask.has("postconf") or not ask.exists("/etc/postfix/main.cf"):
             return None
-        version, config, queue, data, owner = ask.said(
+        said = ask.said(
             "postconf", "-h", "mail_version", "config_directory", "queue_directory", "data_directory", "mail_owner"
-        ).out.splitlines()[:5]
-        settings, services = ask.said("postconf", "-n"), ask.said("postconf", "-P")
-        maps = sorted(set(_MAP.findall(settings.out + services.out)))
+        ).out.splitlines()
+        if len(said) < 5 or not all(place.startswith("/") for place in said[1:4]):
+            raise CannotAsk("'postconf -h' does not say where Postfix keeps its files")
+        version, config, queue, data, owner = said[:5]
+        settings, services = ask.said("postconf", "-xn"), ask.said("postconf", "-xP")
+        maps = _tables(ask, settings.out + services.out)
         findings = [Finding(FindingKind.CONFIG_DOUBT, "postfix", line) for line in settings.err.splitlines() if line.strip()]
+        findings += _instances(ask)
+        findings += remote_findings(ask, "postfix", (path for kind, path in maps if kind in _DATABASES))
         paths = [
-            *ask.chosen(
-                config, "configuration", LeftOut("*.db", "built anew from its text"), LeftOut("*.lmdb", "built anew from its text")
-            ),
+            *ask.chosen(config, "configuration", *_built_anew(ask, maps, config)),
             *_map_files(ask, maps, config, findings),
-            *ask.chosen(
-                data, "data", *(LeftOut(f"{name}*", "a cache") for name in ("smtp", "prng_exch", "verify", "postscreen", "master"))
+            *(
+                row
+                for path in _plain_files(ask, settings.out + services.out, config)
+                for row in ask.chosen(path, "named by the configuration")
             ),
+            *_sasl(ask),
+            *ask.chosen(data, "data", *(LeftOut(f"{name}*", "a cache") for name in _CACHES)),
+            *ask.chosen(queue, "queue directory", *(LeftOut(f"{name}/*", "sockets, and what Postfix makes anew") for name in _MADE)),
             *(row for name in _QUEUES for row in ask.chosen(f"{queue}/{name}", "mail on its way", queue=True)),
         ]
         return Inventory(
             system=self.name,
             version=version,
-            paths=tuple(paths),
+            paths=tuple(dict.fromkeys(paths)),
             dumps=(
                 Dump("postfix/main.cf", "settings that differ from the defaults", ("postconf", "-n")),
                 Dump("postfix/master.cf", "services", ("postconf", "-M")),
@@ -71,9 +101,10 @@ class Postfix:
                 "owner": (owner,),
                 "maps": tuple(f"{kind}:{path}" for kind, path in maps if kind in _BUILT and ask.exists(path)),
                 "aliases": _aliases(ask),
-                "ports": tuple(_ports(ask.said("postconf", "-M").out)),
-                "auth": ("yes",) if "smtpd_sasl_auth_enable=yes" in re.sub(r"\s*=\s*", "=", settings.out + services.out) else (),
+                "ports": tuple(dict.fromkeys(_ports(ask.said("postconf", "-M").out))),
+                "auth": ("yes",) if re.search(r"smtpd_sasl_auth_enable\s*=\s*yes\b", settings.out + services.out) else (),
                 "domains": _domains(ask),
+                "milters": _milters(settings.out + services.out),
             },
             findings=tuple(findings),
         )
@@ -94,7 +125,7 @@ class Postfix:
             ("postalias", one) for one in inventory.facts.get("aliases", ())
         ]
         return (
-            step(name="configuration, maps and data", action="files", rank=RANK_FILES, paths=files),
+            step(name="configuration, maps and data", action="files", rank=RANK_FILES, paths=files, without=queues),
             *(step(name=f"build {argv[1]}", action="run", rank=RANK_DERIVED, argv=argv, needs=argv[:1]) for argv in built),
             step(
                 name="check the configuration",
@@ -151,6 +182,20 @@ class Postfix:
         return found
 
 
+def _tables(ask: Ask, settings: str) -> list[tuple[str, str]]:
+    """(kind, path) of all tables; caches are none. `alias_maps` also where it is left at its default."""
+    lines = [line for line in settings.splitlines() if not _CACHE.search(line.partition("=")[0])]
+    text = "\n".join([*lines, ask.said("postconf", "-xh", "alias_maps", "alias_database").out])
+    return sorted({(kind, os.path.normpath(path)) for kind, path in tables_in(text) if kind not in _NO_TABLES})
+
+
+def _built_anew(ask: Ask, maps: list[tuple[str, str]], config: str) -> Iterator[LeftOut]:
+    """Built tables of the configuration whose text is there; without it they are all that there is."""
+    for kind, path in maps:
+        if kind in _BUILT and path.startswith(config + "/") and ask.exists(path):
+            yield LeftOut(path[len(config) + 1 :] + _BUILT[kind], "built anew from its text")
+
+
 def _map_files(ask: Ask, maps: list[tuple[str, str]], config: str, findings: list[Finding]) -> Iterator[Chosen]:
     """Files that tables are read from. Of one without its text the built form is all that there is."""
     for kind, path in maps:
@@ -160,13 +205,45 @@ def _map_files(ask: Ask, maps: list[tuple[str, str]], config: str, findings: lis
                 yield from ask.chosen(path, f"a table ({kind})")
         elif kind in _BUILT and ask.exists(built):
             yield from ask.chosen(built, f"a table ({kind}) whose text is gone")
-        elif kind not in ("unix", "inet", "tcp", "socketmap"):
+        else:
             findings.append(Finding(FindingKind.CONFIG_DOUBT, path, f"the configuration names it as a table ({kind}), but it is not there"))
+
+
+def _plain_files(ask: Ask, settings: str, config: str) -> Iterator[str]:
+    """Lists that stand in a file of their own (`mydestination = /etc/postfix/domains`), and programs that master.cf starts."""
+    for line in (*settings.splitlines(), *(f"x = {word}" for word in re.findall(r"argv=(\S+)", ask.said("postconf", "-M").out))):
+        name, _, value = line.partition("=")
+        if "_tls_" in name or "command" in name:
+            continue
+        for path in _PLAIN.findall(value):
+            if not path.startswith((*_OF_PACKAGES, config + "/")) and ask.exists(path) and not ask.is_directory(path):
+                yield path
+
+
+def _sasl(ask: Ask) -> Iterator[Chosen]:
+    """What Cyrus SASL needs, where it checks the passwords. Dovecot needs nothing besides its own."""
+    if ask.said("postconf", "-h", "smtpd_sasl_type").out.strip() == "cyrus":
+        for path in _CYRUS:
+            if ask.exists(path):
+                yield from ask.chosen(path, "Cyrus SASL: passwords, or how they are checked")
+
+
+def _instances(ask: Ask) -> Iterator[Finding]:
+    """Further instances: they have a configuration and a queue of their own."""
+    for place in ask.said("postconf", "-xh", "multi_instance_directories").out.replace(",", " ").split():
+        detail = "a further Postfix instance; its queue is not saved, and of its files only what stands in /etc"
+        yield Finding(FindingKind.CONFIG_DOUBT, place, detail)
+
+
+def _milters(settings: str) -> tuple[str, ...]:
+    """Sockets of mail filters, as Postfix writes them (`inet:127.0.0.1:8891`, `unix:/run/x`)."""
+    lines = re.findall(r"(?:smtpd_milters|non_smtpd_milters)\s*=\s*(.*)", settings)
+    return tuple(dict.fromkeys(word for line in lines for word in re.findall(r"\b(?:inet6?|unix|local):[^\s,{}]+", line)))
 
 
 def _aliases(ask: Ask) -> tuple[str, ...]:
     """Alias databases that `newaliases` builds."""
-    names = _MAP.findall(ask.said("postconf", "-h", "alias_database").out)
+    names = tables_in(ask.said("postconf", "-xh", "alias_database").out)
     return tuple(f"{kind}:{path}" for kind, path in names if kind in _BUILT and ask.exists(path))
 
 
@@ -180,9 +257,11 @@ def _ports(services: str) -> Iterator[str]:
 
 
 def _domains(ask: Ask) -> tuple[str, ...]:
-    """Domains whose mail ends here, as far as they are written out."""
-    lists = ask.said("postconf", "-xh", "virtual_mailbox_domains", "mydestination").out
-    return tuple(word for word in re.split(r"[\s,]+", lists) if "." in word and "/" not in word and ":" not in word)
+    """Domains whose mail ends here, as far as they are written out, in the settings or in the text of a table."""
+    said = ask.said("postconf", "-xh", "virtual_mailbox_domains", "mydestination").out
+    keys = (key for key, _ in text_rows(ask, tables_in(said)))
+    words = (word for word in re.split(r"[\s,]+", said) if ":" not in word and "/" not in word)
+    return tuple(dict.fromkeys(word for word in (*words, *keys) if "." in word and not word.startswith(("!", "."))))
 
 
 def path_of(name: str) -> str:

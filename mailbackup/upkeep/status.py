@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from mailbackup.errors import MailbackupError, RecordInvalid, UsageError
 from mailbackup.host import atomic_write, stamp, utc_now
 from mailbackup.model import codec
+from mailbackup.model.drill import DrillResult
 from mailbackup.model.job import PartSeen, Proof, ScrubPlace, Seen, Status
 from mailbackup.model.results import BackupResult
 
@@ -74,9 +76,13 @@ def remember_read_back(state_dir: str, snapshot: Seen, entry: int) -> None:
     remember(state_dir, lambda _: {"read_back": proof})
 
 
-def remember_drill(state_dir: str, snapshot: Seen) -> None:
-    """A drill that rebuilt the server from this snapshot passed."""
-    proof = Proof(by="drill", snapshot=snapshot, time=stamp(utc_now()))
+def remember_drill(state_dir: str, result: DrillResult) -> None:
+    """A drill of a snapshot ended. One that failed, or that used the files of this host instead, proves no snapshot."""
+    if result.outcome != "proven" or result.seq is None:
+        return
+    now = utc_now()
+    snapshot = Seen(seq=result.seq, time=stamp(now - timedelta(seconds=result.rpo_s or 0)))
+    proof = Proof(by="drill", snapshot=snapshot, time=stamp(now))
     remember(state_dir, lambda _: {"drill": proof})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from mailbackup.errors import ChainBroken, ConflictError, RecordInvalid
 from mailbackup.model import codec
 from mailbackup.model.finding import Finding, FindingKind
@@ -196,3 +198,14 @@ def _forget_lost(store: Store, state: State, anchors: Anchors, *, changed: bool)
         return []
     detail = f"{len(packs)} packs are missing or damaged in store {store.name}; {entries} entries are read and sent again"
     return [Finding(FindingKind.HEALED, ", ".join(pack[:12] for pack in packs[:5]) + (" …" if len(packs) > 5 else ""), detail)]
+
+
+def forget_packs(state: State, packs: Iterable[PackId]) -> None:
+    """A check found these packs missing or damaged: nothing refers to them any more, and the next run sends again what lies there."""
+    known = state.packs()
+    lost = [pack for pack in packs if pack in known]
+    state.begin()
+    state.mark_broken(known[pack][0] for pack in lost)
+    untold = codec.decode(state.get(HEAL_NEXT) or "[]", list[str], HEAL_NEXT)
+    state.put(HEAL_NEXT, codec.encode(sorted({*untold, *lost})).decode())
+    state.commit()

@@ -129,7 +129,12 @@ class Machine:
         return self.tree / relative
 
     def run(
-        self, *argv: str, input: bytes | None = None, timeout: float = 60.0, check: bool = True, env: Mapping[str, str] | None = None
+        self,
+        *argv: str,
+        input: bytes | None = None,  # noqa: A002 - as subprocess has it
+        timeout: float = 60.0,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a program inside as root, in / and with `ENVIRONMENT` and `env` alone. `timeout` in seconds; what it started in its group ends with it.
 
@@ -137,14 +142,14 @@ class Machine:
         """
         variables = [f"{name}={value}" for name, value in {**ENVIRONMENT, **(env or {})}.items()]
         inside = ["--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd", "--", "/usr/bin/env", "-i", *variables]
-        done = _finish(["nsenter", f"--target={self.pid}", *inside, *argv], input, timeout)
+        done = _finish(["nsenter", f"--target={self.pid}", *inside, *argv], input or b"", timeout)
         if check and done.returncode:
             raise AssertionError(f"{argv}: status {done.returncode}\n{(done.stdout + done.stderr).decode(errors='replace')}")
         return done
 
-    def run_beside(self, *argv: str, input: bytes | None = None, timeout: float = 60.0) -> subprocess.CompletedProcess[bytes]:
+    def run_beside(self, *argv: str, timeout: float = 60.0) -> subprocess.CompletedProcess[bytes]:
         """Run a program of the outside (such as an IMAP client) in the machine's network. Its status is the caller's to judge."""
-        return _finish(["nsenter", f"--target={self.pid}", "--net", "--", *argv], input, timeout)
+        return _finish(["nsenter", f"--target={self.pid}", "--net", "--", *argv], b"", timeout)
 
     def connect(self, port: int, *, address: str = ADDRESS, timeout: float | None = 30.0) -> socket.socket:
         """A connection inside the machine's network, to be used from outside."""
@@ -163,15 +168,15 @@ class Machine:
             return thread.submit(enter).result()
 
 
-def _finish(command: list[str], input: bytes | None, timeout: float) -> subprocess.CompletedProcess[bytes]:
+def _finish(command: list[str], given: bytes, timeout: float) -> subprocess.CompletedProcess[bytes]:
     """subprocess.run, but through files, since daemons keep what they inherited open and a pipe of theirs would never end.
 
     At the time limit the whole process group ends, not only nsenter, whose child is the program.
     """
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        given.write(input or b"")
-        given.seek(0)
-        process = subprocess.Popen(command, stdin=given, stdout=out, stderr=err, process_group=0)
+    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        source.write(given)
+        source.seek(0)
+        process = subprocess.Popen(command, stdin=source, stdout=out, stderr=err, process_group=0)
         try:
             process.wait(timeout)
         except BaseException:

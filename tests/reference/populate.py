@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,9 +63,10 @@ def populated() -> Path:
 
 
 def _key() -> str:
-    digest = hashlib.sha256(rootfs.KEY.encode())
-    for path in sorted(path for path in HERE.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
-        if not path.name.startswith("test_"):
+    """Of what decides the content, and of the date: made anew every 60 days, since mail in the queue bounces after 100."""
+    digest = hashlib.sha256(f"{rootfs.KEY} {time.time() // (60 * 86400)}".encode())
+    for path in (HERE / "accounts.py", HERE / "populate.py", *sorted((HERE / "files").rglob("*"))):
+        if path.is_file():
             digest.update(f"{path.relative_to(HERE)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -147,11 +149,11 @@ def _make_certificate(server: ReferenceServer) -> None:
     place = os.path.dirname(CA)
     server.run("install", "-d", "-m", "0755", place)
     names = ",".join(f"DNS:{name}" for name in (HOST, *(f"mail.{domain}" for domain in DOMAINS)))
-    key = ("-newkey", "rsa:2048", "-nodes", "-days", "3650")
-    authority = ("-x509", "-subj", "/CN=Reference CA", "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
-    server.run("openssl", "req", *key, *authority, "-keyout", f"{place}/ca.key", "-out", CA)
-    own = ("-CA", CA, "-CAkey", f"{place}/ca.key", "-subj", f"/CN={HOST}", "-addext", f"subjectAltName={names}", "-addext", "basicConstraints=critical,CA:FALSE")
-    server.run("openssl", "req", "-x509", *key, *own, "-keyout", f"{place}/mx1.key", "-out", f"{place}/mx1.crt")
+    request = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "3650")
+    signs = ("-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
+    server.run(*request, "-subj", "/CN=Reference CA", *signs, "-keyout", f"{place}/ca.key", "-out", CA)
+    signed = ("-CA", CA, "-CAkey", f"{place}/ca.key", "-addext", "basicConstraints=critical,CA:FALSE", "-addext", f"subjectAltName={names}")
+    server.run(*request, "-subj", f"/CN={HOST}", *signed, "-keyout", f"{place}/mx1.key", "-out", f"{place}/mx1.crt")
     server.run("chmod", "0600", f"{place}/ca.key", f"{place}/mx1.key")
     server.path(f"{place}/fullchain.pem").write_bytes(server.path(f"{place}/mx1.crt").read_bytes() + server.path(CA).read_bytes())
 
@@ -193,7 +195,7 @@ def _give_sieve(server: ReferenceServer) -> None:
     as_vmail(server, "ln", "-s", "sieve/main.sieve", f"{home(SIEVE_USER)}/.dovecot.sieve")
 
 
-def as_vmail(server: ReferenceServer, *argv: str, input: bytes | None = None) -> None:
+def as_vmail(server: ReferenceServer, *argv: str, input: bytes = b"") -> None:  # noqa: A002 - as subprocess has it
     """Run a program as the owner of all mail."""
     server.run("setpriv", "--reuid=vmail", "--regid=vmail", "--clear-groups", "--", *argv, input=input)
 
@@ -229,6 +231,9 @@ def _fill_queue(server: ReferenceServer) -> None:
     for number in range(DEFERRED + HELD):
         text = f"From: {SIEVE_USER}\nTo: someone{number}@outside.example.net\nSubject: waiting {number}\n\nwaiting {number}\n"
         server.deliver(f"someone{number}@outside.example.net", text.encode(), sender=SIEVE_USER)
-    wait_for(lambda: [entry["queue_name"] for entry in server.queue()].count("deferred") == DEFERRED + HELD, "the deferral of mail to the outside")
+    wait_for(
+        lambda: [entry["queue_name"] for entry in server.queue()].count("deferred") == DEFERRED + HELD,
+        "the deferral of mail to the outside",
+    )
     held = [entry["queue_id"] for entry in server.queue()][-HELD:]
     server.run("postsuper", "-h", *held)

@@ -64,29 +64,11 @@ class ReferenceServer(Machine):
         scratch = Path(tempfile.mkdtemp(prefix="reference-", dir=tmp_path))
         try:
             rootfs.copy(source, scratch / "root")
-            server = cls(scratch / "root", scratch)
+            _settle_queue(scratch / "root/var/spool/postfix")
+            return cls(scratch / "root", scratch)
         except BaseException:
             shutil.rmtree(scratch)
             raise
-        try:
-            if not bare:
-                server._settle_queue()
-        except BaseException:
-            server.stop()
-            raise
-        return server
-
-    def _settle_queue(self) -> None:
-        """Make the copied queue one of a server that has just gone down: next tries lie ahead, and file names fit the inodes of this copy.
-
-        `postfix start` would rename them too; but then postsuper, which is no longer root by that time, could not open the log file. So
-        this is done with a configuration without one.
-        """
-        self.run("find", "/var/spool/postfix/deferred", "-type", "f", "-exec", "touch", "-d", "+1 hour", "{}", "+")
-        self.run("cp", "-a", "/etc/postfix", "/run/postfix-without-log")
-        self.run("postconf", "-c", "/run/postfix-without-log", "maillog_file=")
-        self.run("postsuper", "-c", "/run/postfix-without-log", "-s")
-        self.run("rm", "-r", "/run/postfix-without-log")
 
     def stop(self) -> None:
         """End every process and remove every file of it. May be called again."""
@@ -103,7 +85,12 @@ class ReferenceServer(Machine):
     # -- mailbackup
 
     def mailbackup(
-        self, *args: str, input: bytes | None = None, timeout: float = 120.0, check: bool = True, env: Mapping[str, str] | None = None
+        self,
+        *args: str,
+        input: bytes | None = None,  # noqa: A002 - as subprocess has it
+        timeout: float = 120.0,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
         """Run the command line inside, with the code and the Python of this test run. See `run` for the arguments."""
         variables = {"PYTHONPATH": str(REPOSITORY), **(env or {})}
@@ -133,10 +120,12 @@ class ReferenceServer(Machine):
         return True
 
     def stop_mail(self) -> None:
-        """Stop them as an administrator would, and wait until their processes are gone. What does not run is left alone."""
+        """Stop them, and wait until their processes are gone. What does not run is left alone."""
         self.run("postfix", "stop", check=False)
         self.run("doveadm", "stop", check=False)
-        self.run("pkill", "-x", "opendkim", check=False)
+        self.run(
+            "pkill", "-KILL", "-x", "opendkim", check=False
+        )  # it keeps nothing, and would look for the friendlier signal every 5 s only
         wait_for(lambda: not self.processes("master", "dovecot", "opendkim"), "the end of the mail services")
 
     def start_cron(self) -> None:
@@ -187,6 +176,20 @@ class ReferenceServer(Machine):
         """Of each folder (IMAP name, undecoded) of a user: UID to SHA-256 of the message, as IMAP tells them. Changes no flags."""
         with self.imap(user) as client:
             return {folder: _hashes(client, folder) for folder in folders(client)}
+
+
+def _settle_queue(spool: Path) -> None:
+    """Make a copied queue one of a server that has just gone down: file names fit the inodes of this copy, and next tries lie an hour ahead.
+
+    Postfix would rename the files itself at its start, but syncs all disks after that, which takes seconds; and its postsuper, no longer root
+    by that time, could not tell the log file.
+    """
+    for path in (path for queue in ("deferred", "hold") for path in list((spool / queue).rglob("*")) if path.is_file()):
+        name = f"{path.name[:5]}{path.stat().st_ino:X}"
+        for reasons in list((spool / "defer").rglob(path.name)):
+            reasons.rename(reasons.with_name(name))
+        renamed = path.rename(path.with_name(name))
+        os.utime(renamed, (time.time(), time.time() + 3600))
 
 
 class _Imap(imaplib.IMAP4):

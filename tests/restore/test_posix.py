@@ -412,7 +412,7 @@ def test_windows_are_aligned_in_the_file(tmp_path):
 
 
 PARTS = st.lists(
-    st.tuples(st.sampled_from([1, 100, WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW + 5]), st.sampled_from([b"\0", b"x", b"\0x"])).map(
+    st.tuples(st.sampled_from([0, 1, 100, WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW + 5]), st.sampled_from([b"\0", b"x", b"\0x"])).map(
         lambda part: (part[1] * part[0])[: part[0]]
     ),
     max_size=6,
