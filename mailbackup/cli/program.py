@@ -13,6 +13,7 @@ from mailbackup.cli import (
     backup,
     browse,
     configuration,
+    doctor,
     drill,
     init,
     job,
@@ -23,6 +24,7 @@ from mailbackup.cli import (
     schedule,
     state,
     status,
+    systems,
     verify,
 )
 from mailbackup.cli.answer import Answer, show_answer, show_error, write
@@ -40,7 +42,24 @@ def program() -> Any:
     """The whole command line as one command object."""
     root = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
     root.callback(help=HELP)(_root())
-    for module in (quickstart, init, backup, browse, restore, receive, verify, drill, job, schedule, status, state, key, configuration):
+    for module in (
+        quickstart,
+        init,
+        systems,
+        backup,
+        browse,
+        restore,
+        receive,
+        verify,
+        doctor,
+        drill,
+        job,
+        schedule,
+        status,
+        state,
+        key,
+        configuration,
+    ):
         module.register(root)
     return typer.main.get_command(root)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mailbackup.cli import server
 from mailbackup.cli.answer import Answer, fields_of
 from mailbackup.cli.browse import At, Location
 from mailbackup.cli.command import Run, command, group
@@ -39,6 +40,7 @@ def register(root: typer.Typer) -> None:
     parent = group(root, "restore", "Put back mailboxes or files.")
     command(parent, "mailbox", example="mailbackup restore mailbox user@example.org --to /tmp/user --identity kit.txt")(mailbox)
     command(parent, "files", example="mailbackup restore files /etc/postfix --to /tmp/files --identity kit.txt")(files)
+    server.register(parent)
 
 
 def mailbox(

@@ -48,7 +48,7 @@ acl_user = %{{user}}
 def dovecot(root: str, config: str, version: str, password: str) -> None:
     """A configuration beside the restored one, with a master user."""
     words = _DOVECOT_24 if tuple(map(int, version.split(".")[:2])) >= (2, 4) else _DOVECOT_23
-    text = f"!include {config}\nauth_master_user_separator = *\n{words.format(masters=_MASTERS)}"
+    text = f"!include {config}\nauth_master_user_separator = *\nauth_failure_delay = 0\n{words.format(masters=_MASTERS)}"
     _write(root + DOVECOT, text, 0o644)
     salt = os.urandom(8)
     _write(root + _MASTERS, f"{MASTER}:{{SSHA256.HEX}}{hashlib.sha256(password.encode() + salt).hexdigest()}{salt.hex()}::::::\n", 0o644)

@@ -79,11 +79,12 @@ class _JobRun:
     # -- parts
 
     def _whole_part(self, name: PartName) -> None:
-        """A part, and the hooks around it."""
-        if name == "backup" and not self.stop():
+        """A part, and the hooks around it. What they prepared before is removed by those after, so the latter run whatever came of it."""
+        hooked = name == "backup" and not self.stop()
+        if hooked:
             self._hook_part("pre-snapshot")
         self._part(name, lambda: self._do(name))
-        if name == "backup" and self.made is not None:
+        if hooked:
             self._hook_part("post-snapshot")
 
     def _do(self, name: PartName) -> Done:

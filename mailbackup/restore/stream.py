@@ -19,7 +19,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import IO, TypeVar
+from typing import IO, TypeVar, cast
 
 from mailbackup.errors import DamageError, RecordInvalid, UnsafeName, UsageError
 from mailbackup.mail.maildir import MESSAGE_DIRECTORIES, is_message
@@ -41,10 +41,11 @@ T = TypeVar("T")
 
 
 class Head(Record, frozen=True, kw_only=True):
-    """What is to come: at most so many `messages` and `bytes` of content, out of snapshot `seq`."""
+    """What is to come: at most so many `messages` in `folders`, and `bytes` of content, out of snapshot `seq`."""
 
     address: str
     seq: int
+    folders: int
     messages: int
     bytes: int
     format: int = FORMAT
@@ -109,6 +110,18 @@ class Nowhere(Target):
         """Nothing to do."""
 
 
+class _Pipe:
+    """The file that a stream goes to, until it is abandoned."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.open = True
+
+    def write(self, data: bytes) -> int:
+        """As that of the file."""
+        return self._file.write(data) if self.open else len(data)
+
+
 class _NoPlace(Place):
     """Where a file goes in a stream: nothing is open for it."""
 
@@ -126,16 +139,22 @@ class StreamTarget(Nowhere):
         super().__init__()
         self._lock = threading.Lock()
         self._sum = _Sum()
+        self._pipe = _Pipe(io.BytesIO())
 
     def begin(self, file: IO[bytes], head: Head) -> None:
         """Before everything else: where the stream goes."""
-        self._tar = tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8")  # noqa: SIM115
+        self._pipe = _Pipe(file)
+        self._tar = tarfile.open(fileobj=cast("IO[bytes]", self._pipe), mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8")  # noqa: SIM115
         self._json(_HEAD, head)
 
     def end(self) -> None:
         """The end marker. Everything that was to be sent was."""
         self._json(_END, self._sum.end())
         self._tar.close()
+
+    def abandon(self) -> None:
+        """Nothing more is written, also not by an archive that is only thrown away. Harmless after `end`."""
+        self._pipe.open = False
 
     def make_directory(self, path: bytes) -> None:
         """The reader makes directories as they are needed; their attributes come at the end."""

@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from mailbackup.capture.directory import excluding
+from mailbackup.capture.directory import _excluded
 from mailbackup.capture.locate import locate
 from mailbackup.capture.mailbox import FoundMailbox
 from mailbackup.capture.reading import begins_with
@@ -44,15 +44,16 @@ class _Explainer:
         rows = list(dict.fromkeys(rows))
         exists = os.path.lexists(path)
         if exists and stat.S_ISSOCK(os.lstat(path).st_mode):
-            rows = [ExplainRow(source=row.source, saved=False, why="a socket has no content") for row in rows]
+            rows = [ExplainRow(source="everywhere", saved=False, why="a socket has no content; its program makes it anew")]
         if any(row.saved for row in rows):
             return ExplainResult(outcome="saved", path=path, exists=exists, rows=tuple(rows))
         below = list(self._below(os.fsencode(real))) if os.path.isdir(path) else []
         if below:
             return ExplainResult(outcome="partly", path=path, exists=exists, rows=(*rows, *below), advice=self._advice(path))
         rows += self._reasons(real) if not rows else []
-        outcome = "left-out" if rows else "not-covered"
-        return ExplainResult(outcome=outcome, path=path, exists=exists, rows=tuple(rows), advice="" if rows else self._advice(path))  # type: ignore[arg-type]
+        if rows:
+            return ExplainResult(outcome="left-out", path=path, exists=exists, rows=tuple(rows))
+        return ExplainResult(outcome="not-covered", path=path, exists=exists, rows=(), advice=self._advice(path))
 
     def _rows(self, path: bytes) -> Iterator[ExplainRow]:
         mailbox = list(self._mailboxes(path))
@@ -106,6 +107,10 @@ class _Explainer:
     def _advice(self, path: str) -> str:
         """What to add to the configuration, so that a path is saved."""
         place = path if os.path.isdir(path) else os.path.dirname(path)
+        if not used(self._config):
+            rows = [row for inventory in survey(self._ask).inventories for row in _in_system(inventory, path)]
+            if any(row.saved for row in rows):
+                return 'Add to the configuration:\n[systems]\nuse = "auto"'
         if _looks_like_mail(path):
             return f"This looks like a mailbox: add a [[mail]] section whose path fits {place}, with {{domain}} and {{user}} where they differ."
         return f'Add to the configuration:\n[[directory]]\npath = "{place}"'
@@ -147,9 +152,9 @@ def _kept_out(config: DirectoryConfig, path: bytes) -> str | None:
     device = _device(root)
     for part in _above(path, root):
         whole = os.path.join(root, part)
-        glob = excluding(config.exclude, part)
-        if glob is not None:
-            return f"excluded by {glob!r}: {show(whole)}"
+        for glob in config.exclude:
+            if _excluded((glob,))(part, os.path.basename(part), False):
+                return f"excluded by '{glob}'" + ("" if whole == path else f", which fits {show(whole)}")
         if os.path.islink(os.path.dirname(whole)) and os.path.dirname(whole) != root:
             return f"{show(os.path.dirname(whole))} is a symbolic link; the link is saved, not what it leads to"
         if config.one_file_system and _device(os.path.dirname(whole)) not in (device, None):

@@ -18,18 +18,18 @@ from typing import Literal
 
 from mailbackup import app
 from mailbackup.access import Context
-from mailbackup.errors import NoSpace, UsageError
+from mailbackup.errors import Interrupted, NoSpace, UsageError
 from mailbackup.host import free_bytes, run_lock, scratch_directory, translated
 from mailbackup.model.account import Account
 from mailbackup.model.codec import Record
 from mailbackup.model.events import OnEvent, Phase
 from mailbackup.model.finding import Finding, FindingKind
-from mailbackup.model.results import Fetched, PlanLine, RestoreResult
+from mailbackup.model.results import Fetched, PlanLine
 from mailbackup.restore.stream import Nowhere
 from mailbackup.restore.target import Target
 from mailbackup.server.dovecot import Dovecot, Status
 from mailbackup.server.session import Mail, Session
-from mailbackup.server.staged import compare, narrow, read, take_over
+from mailbackup.server.staged import compare, folders_of, narrow, read, take_over
 
 STAGING = "/var/tmp"  # noqa: S108  its directories are made private, and no pattern of mailboxes looks here
 PREFIX = "mailbackup-live-"
@@ -120,7 +120,7 @@ def restore_live(context: Context, wish: Wish) -> LiveResult:
             narrow(planned.plan)
             box.check_room(planned.plan.bytes, planned.plan.messages)
         if maildir is None:
-            return _planned(planned.run(dry_run=True), planned.address, box, phases)
+            return _planned(planned, box, phases)
         with phases("fetching"):
             done = planned.run()
         put, findings = box.put(maildir)
@@ -137,10 +137,10 @@ def check_accounts(users: list[str]) -> None:
         Dovecot(user).account()
 
 
-def _planned(result: RestoreResult, address: str, box: Mailbox, phases: Phases) -> LiveResult:
-    into, lines = box.free_parent(), (*result.plan, *box.quota_lines())
-    folders = len({os.path.dirname(os.path.dirname(line.path)) for line in result.plan if line.action == "write"})
-    mailbox = LiveMailbox(address=address, into=into, folders=folders, messages=result.messages, bytes=result.bytes)
+def _planned(planned: app.PlannedMailbox, box: Mailbox, phases: Phases) -> LiveResult:
+    result = planned.run(dry_run=True)
+    into, folders, lines = box.free_parent(), folders_of(planned.plan), (*result.plan, *box.quota_lines())
+    mailbox = LiveMailbox(address=box.user, into=into, folders=folders, messages=result.messages, bytes=result.bytes)
     return LiveResult(
         outcome="planned", seq=result.seq, messages=result.messages, bytes=result.bytes, fetched=result.fetched, seconds=result.seconds,
         findings=result.findings, mailboxes=(mailbox,), phases=phases.seconds, plan=lines,
@@ -221,7 +221,7 @@ class Mailbox:
                 before = self._dovecot.statuses()
                 parent = self.free_parent()
             with self._phases("importing"):
-                failed = self._dovecot.bring_in(f"maildir:{maildir}{staged.location}", parent, limit)
+                failed = self._bring_in(f"maildir:{maildir}{staged.location}", parent, limit)
             with self._phases("proving"):
                 live = self._live(parent, limit)
                 findings = compare(staged, live, parent)
@@ -230,6 +230,14 @@ class Mailbox:
             findings.insert(0, Finding(FindingKind.NOT_RESTORED, parent, f"the import broke off: {failed}; the folder may be deleted"))
         messages = sum(mails.total() for mails in live)
         return LiveMailbox(address=self.user, into=parent, folders=len(live), messages=messages, bytes=staged.size), findings
+
+    def _bring_in(self, location: str, parent: str, limit: float) -> str:
+        try:
+            return self._dovecot.bring_in(location, parent, limit)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted: {parent} of {self.user} may hold a part of the mailbox", hint="Delete that folder and run again."
+            ) from None
 
     def _live(self, parent: str, limit: float) -> list[Counter[Mail]]:
         with Session(self.user, limit) as session:

@@ -35,7 +35,7 @@ def receive_live(file: IO[bytes], user: str, on_event: OnEvent, *, dry_run: bool
         box.check_room(head.bytes, head.messages)
         into = box.free_parent()
     if dry_run:
-        put = LiveMailbox(address=user, into=into, folders=0, messages=head.messages, bytes=head.bytes)
+        put = LiveMailbox(address=user, into=into, folders=head.folders, messages=head.messages, bytes=head.bytes)
         return LiveResult(
             outcome="planned", seq=head.seq, messages=head.messages, bytes=head.bytes, fetched=_NOTHING, seconds=0.0, findings=(),
             mailboxes=(put,), phases=phases.seconds, plan=box.quota_lines(),

@@ -37,6 +37,11 @@ def narrow(plan: RestorePlan) -> None:
     plan.bytes = sum(step.entry.size for step in plan.files)
 
 
+def folders_of(plan: RestorePlan) -> int:
+    """In how many folders the messages of a plan lie."""
+    return len({os.path.dirname(os.path.dirname(step.path)) for step in plan.files if step.is_message})
+
+
 def is_state(path: bytes) -> bool:
     """Whether the file tells flags and keywords of messages."""
     return os.path.basename(path) in _STATE

@@ -26,7 +26,7 @@ from mailbackup.model.events import Phase
 from mailbackup.model.results import RestoreResult
 from mailbackup.restore.stream import Head, StreamTarget
 from mailbackup.server.live import LiveResult, Phases, Wish, outcome_of
-from mailbackup.server.staged import narrow
+from mailbackup.server.staged import folders_of, narrow
 
 VARIABLE = "MAILBACKUP_RSH"
 _URL = re.compile(r"ssh://(?:(?P<user>\w[\w.@+-]*)@)?(?P<name>\w[\w.-]*|\[[0-9A-Fa-f:.]+(?:%\w+)?\])(?::(?P<port>\d{1,5}))?/?", re.ASCII)
@@ -176,13 +176,19 @@ def _send(
 ) -> tuple[RestoreResult, dict[str, float]]:
     """Send what was planned; nothing but its size when `dry_run`. That the other side wants no more is no error here: it says why."""
     phases, plan = Phases(context.on_event), planned.plan
-    head = Head(address=planned.address, seq=planned.seq, messages=plan.messages, bytes=sum(step.entry.size for step in plan.files))
+    head = Head(
+        address=planned.address, seq=planned.seq, folders=folders_of(plan), messages=plan.messages,
+        bytes=sum(step.entry.size for step in plan.files),
+    )  # fmt: skip
     sent = planned.run(dry_run=True)
-    with phases("sending"), contextlib.suppress(BrokenPipeError):
-        target.begin(remote.stdin, head)
-        if not dry_run:
-            sent = planned.run()
-        target.end()
-        remote.stdin.flush()
+    try:
+        with phases("sending"), contextlib.suppress(BrokenPipeError):
+            target.begin(remote.stdin, head)
+            if not dry_run:
+                sent = planned.run()
+            target.end()
+            remote.stdin.flush()
+    finally:
+        target.abandon()
     context.on_event(Phase(f"waiting for {remote.host.name}"))
     return sent, phases.seconds

@@ -98,16 +98,36 @@ def _changed(ask: Ask) -> list[str]:
     brought, listed = _brought(ask), _listed(ask)
     found = []
     for path in _files("/etc"):
-        if path in ACCOUNT_FILES or any(fnmatch.fnmatchcase(path, glob) for glob in (*_OF_THIS_MACHINE, *_DERIVED)):
+        if path in ACCOUNT_FILES or why_not(path) is not None:
             continue
-        if path.startswith("/etc/ssl/certs/") and os.path.islink(path):
-            continue  # made anew by update-ca-certificates; a file here is somebody's own
         if path in brought:
             if _md5(path) != brought[path]:
                 found.append(path)
         elif path not in listed:
             found.append(path)
     return found
+
+
+def why_not(path: str) -> str | None:
+    """Why a path of /etc is left out whatever is in it; None when it is not."""
+    if any(fnmatch.fnmatchcase(path, glob) for glob in _OF_THIS_MACHINE):
+        return "it belongs to this machine (its disks, network or identity) and would break another one"
+    if any(fnmatch.fnmatchcase(path, glob) for glob in _DERIVED):
+        return "it is made anew by the system"
+    if path.startswith("/etc/ssl/certs/") and os.path.islink(path):  # a file there is somebody's own
+        return "it is made anew by update-ca-certificates"
+    return None
+
+
+def package_of(ask: Ask, path: str) -> str | None:
+    """The package that brought a file; None when none did, or nobody can tell."""
+    if not ask.has("dpkg-query"):
+        return None
+    try:
+        said = ask.run("dpkg-query", "-S", path)
+    except CannotAsk:
+        return None
+    return said.out.partition(": ")[0].split(",")[0] if said.status == 0 and ": " in said.out else None
 
 
 def _brought(ask: Ask) -> dict[str, str]:

@@ -86,6 +86,7 @@ class Postfix:
             *ask.chosen(queue, "queue directory", *(LeftOut(f"{name}/*", "sockets, and what Postfix makes anew") for name in _MADE)),
             *(row for name in _QUEUES for row in ask.chosen(f"{queue}/{name}", "mail on its way", queue=True)),
         ]
+        aliases = _aliases(ask)
         return Inventory(
             system=self.name,
             version=version,
@@ -99,8 +100,10 @@ class Postfix:
                 "config": (config,),
                 "queue": (queue,),
                 "owner": (owner,),
-                "maps": tuple(f"{kind}:{path}" for kind, path in maps if kind in _BUILT and ask.exists(path)),
-                "aliases": _aliases(ask),
+                "maps": tuple(
+                    name for kind, path in maps if (name := f"{kind}:{path}") not in aliases and kind in _BUILT and ask.exists(path)
+                ),
+                "aliases": aliases,
                 "ports": tuple(dict.fromkeys(_ports(ask.said("postconf", "-M").out))),
                 "auth": ("yes",) if re.search(r"smtpd_sasl_auth_enable\s*=\s*yes\b", settings.out + services.out) else (),
                 "domains": _domains(ask),
@@ -166,18 +169,18 @@ class Postfix:
     def examine(self, ask: Ask, inventory: Inventory) -> list[Finding]:
         """Maps whose built form is older than their text, or missing."""
         found = list(inventory.findings)
-        for name in (*inventory.facts.get("maps", ()), *inventory.facts.get("aliases", ())):
+        aliases = inventory.facts.get("aliases", ())
+        for name in (*inventory.facts.get("maps", ()), *aliases):
             kind, _, path = name.partition(":")
+            build = f"{'postalias' if name in aliases else 'postmap'} {name}"
             text, built = ask.status(path), ask.status(path + _BUILT[kind])
             if built is None:
                 found.append(
-                    Finding(FindingKind.CONFIG_DOUBT, path, f"there is no {path}{_BUILT[kind]}: Postfix refuses mail. Run: postmap {name}")
+                    Finding(FindingKind.CONFIG_DOUBT, path, f"there is no {path}{_BUILT[kind]}: Postfix refuses mail. Run: {build}")
                 )
             elif text is not None and built.st_mtime < text.st_mtime:
                 found.append(
-                    Finding(
-                        FindingKind.CONFIG_DOUBT, path, f"changed after it was built: its last changes are not in use. Run: postmap {name}"
-                    )
+                    Finding(FindingKind.CONFIG_DOUBT, path, f"changed after it was built: its last changes are not in use. Run: {build}")
                 )
         return found
 
@@ -242,9 +245,9 @@ def _milters(settings: str) -> tuple[str, ...]:
 
 
 def _aliases(ask: Ask) -> tuple[str, ...]:
-    """Alias databases that `newaliases` builds."""
-    names = tables_in(ask.said("postconf", "-xh", "alias_database").out)
-    return tuple(f"{kind}:{path}" for kind, path in names if kind in _BUILT and ask.exists(path))
+    """Tables in the form of `aliases`, which `postalias` builds; `postmap` would take `root:` for a key."""
+    names = tables_in(ask.said("postconf", "-xh", "alias_maps", "alias_database").out)
+    return tuple(dict.fromkeys(f"{kind}:{os.path.normpath(path)}" for kind, path in names if kind in _BUILT and ask.exists(path)))
 
 
 def _ports(services: str) -> Iterator[str]:

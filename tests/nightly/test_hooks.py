@@ -100,6 +100,13 @@ def test_a_hook_that_ignores_sigterm_is_killed(host: Host):
     _gone(int(Path(host.root, "pid").read_text()))
 
 
+def test_a_child_that_ignores_sigterm_is_killed_also_when_its_parent_heeds_it(host: Host):
+    child = f"trap '' TERM; echo $$ > {host.root}/pid; while :; do sleep 0.1; done"
+    host.hook("pre-snapshot", "parent", f'sh -c "{child.replace("$", chr(92) + "$")}" & wait')
+    assert [finding.detail for finding in run(host, limit=0.5).findings] == ["stopped after 0.5 s"]
+    _gone(int(Path(host.root, "pid").read_text()))
+
+
 def _gone(pid: int) -> None:
     until = time.monotonic() + 5
     while time.monotonic() < until:
@@ -121,7 +128,7 @@ def test_what_it_leaves_running_does_not_hold_us(host: Host):
 
 
 def test_much_output_and_unread_input(host: Host):
-    host.hook("pre-snapshot", "loud", "yes 0123456789 | head -c 5000000; printf 'the \\033[31mend\\377\\n'; exit 1")
+    host.hook("pre-snapshot", "loud", "yes 0123456789 | tr -d '\\n' | head -c 5000000; printf 'the \\033[31mend\\377\\n'; exit 1")
     host.hook("pre-snapshot", "odd", "exec 0<&-; exit 0")
     (finding,) = run(host).findings
     assert finding.detail.endswith("the \x1b[31mend�")

@@ -206,17 +206,22 @@ def test_a_broken_hook_costs_no_night(host: Host):
 
 def test_a_veto(host: Host):
     host.hook("pre-snapshot", "veto", "echo /var/vmail is not mounted; exit 99")
-    host.hook("post-snapshot", "note", f"touch {host.root}/post")
+    host.hook("post-snapshot", "note", f'echo "$MAILBACKUP_OUTCOME $MAILBACKUP_SEQ" > {host.root}/post')
     host.hook("failed", "tell", f"touch {host.root}/failed")
     before = host.objects()
     result = run(host)
     assert outcomes(result) == {
-        "pre-snapshot hooks": ("failed", 8), "backup": ("skipped", 0), "read-back": ("skipped", 0), "scrub": ("done", 0), "failed hooks": ("done", 0),
-    }  # fmt: skip
+        "pre-snapshot hooks": ("failed", 8),
+        "backup": ("skipped", 0),
+        "post-snapshot hooks": ("done", 0),
+        "read-back": ("skipped", 0),
+        "scrub": ("done", 0),
+        "failed hooks": ("done", 0),
+    }
     assert "hook veto refused the snapshot: /var/vmail is not mounted" in part(result, "pre-snapshot hooks").detail
     assert (result.exit_status, result.seq) == (8, None)
     assert host.objects() == before
-    assert not Path(host.root, "post").exists()
+    assert Path(host.root, "post").read_text() == "failed \n"  # what earlier hooks prepared is removed
     assert Path(host.root, "failed").exists()
 
 
@@ -230,7 +235,7 @@ def test_a_hook_of_a_failed_backup_is_told(host: Host, monkeypatch: pytest.Monke
     result = run(host)
     assert outcomes(result)["backup"] == ("failed", 8)
     assert [finding.kind for finding in result.findings] == [FindingKind.HOOK_FAILED]  # it is not lost with the snapshot
-    assert not Path(host.root, "post").exists()
+    assert Path(host.root, "post").exists()
 
 
 def test_a_broken_hook_afterwards(host: Host):
