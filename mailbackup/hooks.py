@@ -26,7 +26,6 @@ from mailbackup.model.ids import show
 Phase = Literal["pre-snapshot", "post-snapshot", "failed"]
 
 VETO = 99
-TIME_LIMIT = 60.0
 _IGNORED = re.compile(r"\..*|.*(~|\.bak|\.orig|\.swp|\.dpkg-[a-z]+|\.rpm(save|new|orig))")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TAIL = 4096  # bytes of output that are kept
@@ -56,7 +55,7 @@ class Ran:
     findings: tuple[Finding, ...] = ()
 
 
-def run_phase(folder: str, about: About, *, limit: float = TIME_LIMIT) -> Ran:
+def run_phase(folder: str, about: About, *, limit: float) -> Ran:
     """Run the hooks of `folder`/<phase>.d in the order of their names, each for at most `limit` seconds.
 
     A hook that fails or is refused becomes a finding, and the next one runs. Raises SafetyRefusal when a hook of `pre-snapshot` vetoes.

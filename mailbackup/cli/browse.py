@@ -1,4 +1,4 @@
-"""`snapshots`, `ls`, `show`: look into the vault without changing anything."""
+"""`snapshots`, `ls`, `diff`, `show`: look into the vault without changing anything."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from mailbackup.cli.answer import Answer
+from mailbackup.cli.answer import Answer, fields_of
 from mailbackup.cli.command import Run, command
 from mailbackup.cli.text import number, size, table
 from mailbackup.model.codec import plain
 from mailbackup.model.ids import to_name
-from mailbackup.model.results import MailboxLine, MessageLine, SnapshotRow
+from mailbackup.model.results import DiffMailbox, DiffResult, MailboxLine, MessageLine, SnapshotRow
 from mailbackup.model.tree import Snapshot
 
 At = Annotated[str, typer.Option("--at", metavar="WHEN", help="A snapshot: its number, a date, 'yesterday 18:00', or 'latest'.")]
@@ -23,6 +23,7 @@ def register(root: typer.Typer) -> None:
     """Add the commands to the program."""
     command(root, "snapshots", example="mailbackup snapshots")(snapshots)
     command(root, "ls", example="mailbackup ls user@example.org --identity kit.txt")(ls)
+    command(root, "diff", example="mailbackup diff 41 latest user@example.org --identity kit.txt")(diff)
     command(root, "show", example="mailbackup show user@example.org 3f2a9c --identity kit.txt > message.eml")(show)
 
 
@@ -113,3 +114,42 @@ def _snapshot_facts(snapshot: Snapshot) -> Iterator[str]:
     for source in snapshot.sources:
         held = [number(source.messages, "message"), number(source.mailboxes, "mailbox", "mailboxes")] if source.kind == "mail" else []
         yield f"source {source.name} ({source.kind}): {', '.join([*held, size(source.bytes)])}"
+
+
+_When = typer.Argument(metavar="A", help="The earlier snapshot: its number, a date, 'yesterday 18:00', or 'latest'.")
+
+
+def diff(
+    run: Run,
+    *,
+    first: Annotated[str, _When],
+    second: Annotated[str, typer.Argument(metavar="B", help="The later snapshot.")],
+    what: Annotated[
+        str | None, typer.Argument(metavar="ADDRESS|PATH", help="One mailbox, or files at and below a path.", show_default=False)
+    ] = None,
+) -> Answer:
+    """Say what differs between two snapshots: mailboxes and messages, files, and what programs said."""
+    from mailbackup.server.compare import compare
+
+    result = compare(run.context(), first, second, what)
+    return Answer(outcome=result.outcome, fields=fields_of(result), text=_differences(result), report=False)
+
+
+def _differences(result: DiffResult) -> Iterator[str]:
+    if result.outcome == "equal":
+        yield f"snapshots {result.first} and {result.second} do not differ"
+        return
+    yield f"from snapshot {result.first} to {result.second}:"
+    yield from table([[_mark(row.change), row.address, _counted(row)] for row in result.mailboxes])
+    yield from table([[_mark(m.change), m.id, m.folder, m.subject, m.detail] for m in result.messages])
+    yield from table([["~", row.name, f"{row.added} added, {row.removed} removed, {row.changed} changed"] for row in result.sources])
+    yield from table([[_mark(row.change), row.path, ", ".join(row.what)] for row in result.files])
+
+
+def _mark(change: str) -> str:
+    return {"added": "+", "removed": "-", "moved": ">"}.get(change, "~")
+
+
+def _counted(row: DiffMailbox) -> str:
+    counts = ((row.added, "added"), (row.removed, "removed"), (row.moved, "moved"), (row.flags, "with other flags"))
+    return ", ".join(f"{count:,} {word}" for count, word in counts if count) or "no messages"

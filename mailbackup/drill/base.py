@@ -49,13 +49,14 @@ def make_base(root: str, hostname: str) -> None:
     os.makedirs(f"{root}/run/lock")
     for name in _USED:
         _copy(f"/etc/{name}", f"{root}/etc/{name}")
-    os.symlink("/proc/self/mounts", f"{root}/etc/mtab")
     _accounts(root)
     make_alone(root, hostname)
 
 
 def make_alone(root: str, hostname: str) -> None:
-    """Names that a machine without a network can know: itself."""
+    """What a machine of its own needs besides files: its name, and the table of mounts (programs ask for it, installations make it at boot)."""
+    if not os.path.lexists(f"{root}/etc/mtab"):
+        os.symlink("/proc/self/mounts", f"{root}/etc/mtab")
     short = hostname.partition(".")[0]
     _write(f"{root}/etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 {hostname} {short}\n::1 localhost\n")
     _write(f"{root}/etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")

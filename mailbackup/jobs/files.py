@@ -114,9 +114,9 @@ def _parts_fit(job: Job) -> None:
         raise ValueError("read-back reads what the backup of the same run wrote: add backup")
 
 
-def _at_least_one(job: Job) -> None:
-    if job.scrub_bytes < 1:
-        raise ValueError(f"{job.scrub_bytes} is not above 0")
+def _at_least_one(value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{value} is not above 0")
 
 
 def _zone_exists(job: Job) -> None:
@@ -137,6 +137,7 @@ _CHECKS: dict[str, Callable[[Job], Any]] = {
     "jitter": lambda job: job.jitter_seconds,
     "misfire": lambda job: job.misfire_seconds,
     "parts": _parts_fit,
-    "scrub_bytes": _at_least_one,
+    "scrub_bytes": lambda job: _at_least_one(job.scrub_bytes),
+    "hook_limit": lambda job: _at_least_one(job.hook_seconds),
     "identity": _absolute,
 }

@@ -75,7 +75,7 @@ def scrub(context: Context, budget: int, stop: Stop) -> Done:
     now = stamp(utc_now())
     with use_store(context) as store:
         rolled = rolling_scrub(store, context.anchors, after=place.after, budget=budget, stop=stop, on_event=context.on_event)
-    since = (now if rolled.after else "") if rolled.wrapped else place.since or now
+    since = now if rolled.wrapped else place.since or now
     remember_scrub(context.state_dir, ScrubPlace(after=rolled.after, since=since, round=now if rolled.wrapped else place.round))
     share = f"{rolled.packs:,} packs, {rolled.bytes:,} of {rolled.live:,} bytes"
     return _judged(context, share, rolled.findings, whole=not stop())

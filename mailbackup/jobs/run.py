@@ -31,14 +31,14 @@ WORST_FIRST = (4, 1, 8, 7, 5, 6, 2, 130, 3, 0)
 """Exit statuses by weight: damage to what is already saved, then what kept the night from being saved, then what is missing in it."""
 
 
-def run_job(context: Context, job: Job, *, stop: Stop = never, hook_limit: float = hooks.TIME_LIMIT) -> JobResult:
+def run_job(context: Context, job: Job, *, stop: Stop = never) -> JobResult:
     """Run a job. Raises Busy when another job of this host runs; everything else that goes wrong stands in the result.
 
     `stop` is asked between steps: what was done is kept, and the parts that are left are skipped.
     """
     os.makedirs(context.state_dir, mode=0o700, exist_ok=True)
     with run_lock(os.path.join(context.state_dir, LOCK)):
-        return _JobRun(context, job, stop, hook_limit).run()
+        return _JobRun(context, job, stop).run()
 
 
 def worst(statuses: list[int]) -> int:
@@ -51,7 +51,6 @@ class _JobRun:
     context: Context
     job: Job
     stop: Stop
-    hook_limit: float
     parts: list[JobPart] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     before: tuple[Finding, ...] = ()  # of hooks before the snapshot: they belong into it
@@ -147,7 +146,7 @@ class _JobRun:
             findings=() if early else tuple(finding for finding in self.findings if not finding.harmless),
         )  # fmt: skip
         try:
-            ran = hooks.run_phase(self._hooks_dir, about, limit=self.hook_limit)
+            ran = hooks.run_phase(self._hooks_dir, about, limit=self.job.hook_seconds)
         except SafetyRefusal as veto:
             self.veto = veto
             raise

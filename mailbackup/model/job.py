@@ -26,9 +26,10 @@ def seconds_of(value: int | str) -> int:
 
 
 class Job(Record, frozen=True, kw_only=True):
-    """A job file. `zone` "" = the zone of the host; `jitter` and `misfire` in seconds, or as `seconds_of` reads them; `scrub_bytes` per run.
+    """A job file. `zone` "" = the zone of the host; lengths of time in seconds, or as `seconds_of` reads them; `scrub_bytes` per run.
 
-    `misfire`: how late a run may begin that could not begin in time. `identity`: path of an identity, for drills on this host.
+    `misfire`: how late a run may begin that could not begin in time. `hook_limit`: the longest that one hook may take. `identity`: path of an
+    identity, for drills on this host.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Job(Record, frozen=True, kw_only=True):
     jitter: int | str = 0
     misfire: int | str = 3600
     scrub_bytes: int = 2 << 30
+    hook_limit: int | str = 60
     identity: str | None = None
 
     @property
@@ -51,6 +53,11 @@ class Job(Record, frozen=True, kw_only=True):
     def misfire_seconds(self) -> int:
         """How late a run may begin."""
         return seconds_of(self.misfire)
+
+    @property
+    def hook_seconds(self) -> int:
+        """The longest that one hook may take."""
+        return seconds_of(self.hook_limit)
 
 
 class Seen(Record, frozen=True, kw_only=True):

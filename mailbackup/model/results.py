@@ -241,3 +241,55 @@ class DoctorResult(Record, frozen=True, kw_only=True):
     outcome: Literal["ready", "warnings", "problems"]
     checks: tuple[Check, ...]
     next: str
+
+
+class DiffMailbox(Record, frozen=True, kw_only=True):
+    """How a mailbox differs: it is new, gone, or so many of its messages were added, removed, moved to another folder, or got other flags."""
+
+    address: str
+    key: str
+    change: Literal["added", "removed", "changed"]
+    added: int
+    removed: int
+    moved: int
+    flags: int
+
+
+class DiffMessage(Record, frozen=True, kw_only=True):
+    """A message that differs. `detail` says from which folder it came, or how its flags changed."""
+
+    change: Literal["added", "removed", "moved", "flags"]
+    id: str
+    folder: str
+    subject: str
+    detail: str = ""
+
+
+class DiffSource(Record, frozen=True, kw_only=True):
+    """How many files of a directory, a system or the dumps differ."""
+
+    name: str
+    added: int
+    removed: int
+    changed: int
+
+
+class DiffFile(Record, frozen=True, kw_only=True):
+    """A file that differs; `what` of content, size, mode, owner, time, type, target, attributes."""
+
+    path: str
+    change: Literal["added", "removed", "changed"]
+    what: tuple[str, ...] = ()
+
+
+class DiffResult(Record, frozen=True, kw_only=True):
+    """`diff`, from snapshot `first` to `second`. `messages` are listed for one ADDRESS, `files` for a PATH and of the dumps; `fetched` is what it read."""
+
+    outcome: Literal["equal", "different"]
+    first: int
+    second: int
+    mailboxes: tuple[DiffMailbox, ...]
+    messages: tuple[DiffMessage, ...]
+    sources: tuple[DiffSource, ...]
+    files: tuple[DiffFile, ...]
+    fetched: Fetched

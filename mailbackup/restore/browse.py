@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from mailbackup.errors import DamageError, NotFound
 from mailbackup.mail.headers import summary
@@ -26,7 +26,11 @@ def mailbox_lines(reader: VaultReader, snapshot: Snapshot) -> list[MailboxLine]:
 
 def message_lines(reader: VaultReader, tree: MailboxTree, folder: str | None) -> list[MessageLine]:
     """The messages of a mailbox (of one folder), folder by folder. Reads header blocks only, never bodies."""
-    found = [entry for row in _folders(tree, folder) for entry in reader.messages(tree, row)]
+    return described(reader, [entry for row in _folders(tree, folder) for entry in reader.messages(tree, row)])
+
+
+def described(reader: VaultReader, found: Sequence[FoundEntry]) -> list[MessageLine]:
+    """A line per message, in the same order. Reads their header blocks."""
     stream = reader.stream(ref for entry in found for ref in _header_refs(entry))
     try:
         return [_line(entry, _headers(entry, stream.blob)) for entry in found]

@@ -37,7 +37,7 @@ class Quota:
         more, unit = (-(-size // _KIB), " KiB") if self.kind == "STORAGE" else (messages, " messages")
         if self.value + more > self.limit:
             raise SafetyRefusal(
-                f"the quota '{self.name}' has no room: {self.value}{unit} of {self.limit} are used, and the restore needs {more} more",
+                f"the quota '{self.name}' has no room: {self.value}{unit} of {self.limit} are used, and the restore needs {more}{unit} more",
                 hint="Raise the quota for the time being, restore only one --folder, or restore --to DIR. Nothing was changed.",
             )
 

@@ -101,7 +101,7 @@ def _of_accounts(accounts: list[Account]) -> tuple[tuple[FoundMail, ...], str]:
         fitting = [account for account in left if fits(best, account.path)]
         if not fitting:
             break
-        found.append(FoundMail(best, len(fitting), _count(best)))
+        found.append(FoundMail(best, len(fitting), count(best)))
         left = [account for account in left if not fits(best, account.path)]
     return tuple(found), f"{len(left)} mailboxes fit no pattern, first {left[0].path}" if left else ""
 
@@ -138,7 +138,8 @@ def fits(pattern: str, path: str) -> bool:
     return names[: len(above)] == above and parsed.capture(names[len(above) :]) is not None
 
 
-def _count(pattern: str) -> int:
+def count(pattern: str) -> int:
+    """How many mailboxes a pattern finds now."""
     try:
         return len(locate(MailConfig(name="found", path=pattern), "localhost").mailboxes)
     except ValueError:
@@ -158,7 +159,7 @@ def _configured(ask: Ask) -> tuple[FoundMail, ...]:
         for form, variable in _VARIABLES:
             pattern = form.sub(variable, pattern)
         if pattern.startswith("/") and "%" not in pattern and _parses(pattern):
-            return (FoundMail(pattern, 0, _count(pattern)),)
+            return (FoundMail(pattern, 0, count(pattern)),)
     return ()
 
 

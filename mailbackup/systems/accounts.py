@@ -58,31 +58,32 @@ def _ask_accounts(ask: Ask) -> Accounts:
     if said.status != 0:
         raise CannotAsk(f"'doveadm user *' ended with status {said.status}: {said.complaint}")
     names = sorted(set(said.lines))
+    driver = next(values(dovecot_settings(ask), "mail_driver"), "")  # 2.4 says it here, and of each account the path alone
     found: list[Account] = []
     for at in range(0, len(names), _BATCH):
-        found += _rows(ask, names[at : at + _BATCH])
+        found += _rows(ask, names[at : at + _BATCH], driver)
     return Accounts(accounts=tuple(found))
 
 
-def _rows(ask: Ask, names: list[str]) -> list[Account]:
+def _rows(ask: Ask, names: list[str], driver: str) -> list[Account]:
     """Their rows; of a name that its own list does not lead to (it was deleted meanwhile) there is none."""
     said = ask.run("doveadm", "user", *names, timeout=_SECONDS)
     blocks = said.out.removeprefix("field\tvalue\n").rstrip("\n").split("\n\n")  # an empty line stands between two of them
     if said.status == 0 and len(blocks) == len(names):
-        return [_account(name, block) for name, block in zip(names, blocks, strict=True)]
+        return [_account(name, block, driver) for name, block in zip(names, blocks, strict=True)]
     if len(names) == 1:
         if "doesn't exist" in said.err:
             return []
         raise CannotAsk(f"'doveadm user {names[0]}' ended with status {said.status}: {said.complaint}")
     half = len(names) // 2
-    return _rows(ask, names[:half]) + _rows(ask, names[half:])
+    return _rows(ask, names[:half], driver) + _rows(ask, names[half:], driver)
 
 
-def _account(name: str, block: str) -> Account:
+def _account(name: str, block: str, driver: str) -> Account:
     fields = dict(line.split("\t", 1) for line in block.splitlines() if "\t" in line)
     fields.pop("field", None)
     path = fields.pop("mail_path", "")  # 2.4; the driver is a setting there and no field
-    mail = fields.pop("mail", "") or (f"{fields.pop('mail_driver', '')}:{path}" if path else "")
+    mail = fields.pop("mail", "") or (f"{fields.pop('mail_driver', driver)}:{path}" if path else "")
     return Account(
         name=name, home=fields.pop("home", ""), mail=mail, uid=fields.pop("uid", ""), gid=fields.pop("gid", ""), fields=fields
     )  # fmt: skip

@@ -146,12 +146,11 @@ def _dovecot(ask: Ask) -> Iterator[Pair]:
         place = row.value.removeprefix("<").strip()
         if not place.startswith("/"):
             continue
-        if row.whole in _DOVECOT_CERTIFICATES or row.name in _DOVECOT_CERTIFICATES:
-            certificates[*row.blocks, row.name.partition("_cert")[0]] = place
-        elif row.whole in _DOVECOT_KEYS or row.name in _DOVECOT_KEYS:
-            certificate = certificates.get((*row.blocks, row.name.partition("_key")[0]))
-            if certificate is not None:
-                yield "imap", certificate, place
+        name = row.name if row.name in (*_DOVECOT_CERTIFICATES, *_DOVECOT_KEYS) else row.whole
+        if name in _DOVECOT_CERTIFICATES:
+            certificates[*row.blocks, name.replace("cert", "")] = place
+        elif name in _DOVECOT_KEYS and (certificate := certificates.get((*row.blocks, name.replace("key", "")))):
+            yield "imap", certificate, place
 
 
 _DOVECOT_CERTIFICATES = ("ssl_cert", "ssl_alt_cert", "ssl_server_cert_file", "ssl_server_alt_cert_file")

@@ -54,9 +54,8 @@ def rolling_scrub(store: Store, anchors: Anchors, *, after: str, budget: int, st
     for life, size, problem in _checked(store, chosen, stop):
         result.packs += 1
         result.bytes += size
-        last = life.row.id == present[-1].row.id
-        result.wrapped |= last
-        result.after = "" if last else life.row.id
+        result.wrapped |= life.row.id == present[-1].row.id
+        result.after = life.row.id
         result.findings += [problem(told)] if problem is not None else []
         on_event(Progress(result.packs, result.bytes, life.row.id[:12]))
     return result

@@ -104,12 +104,12 @@ def test_a_quota_without_room(live: Live):
     user, server = "dave@example.test", live.server
     users = server.path("/etc/dovecot/users")
     text = users.read_text()
-    users.write_text(re.sub(rf"^({re.escape(user)}:.*)$", r"\1userdb_quota_rule=*:bytes=600K", text, flags=re.MULTILINE))
+    users.write_text(re.sub(rf"^({re.escape(user)}:.*)$", r"\1userdb_quota_rule=*:bytes=1200K", text, flags=re.MULTILINE))
     before = server.uid_hashes(user)
     try:
         answer = live.restore(user, "--to", "live", status=8)
         assert re.search(
-            r"quota 'User quota' has no room: \d+ KiB of 600 are used, and the restore needs \d+ KiB more", answer["error"]["message"]
+            r"quota 'User quota' has no room: \d+ KiB of 1200 are used, and the restore needs \d+ KiB more", answer["error"]["message"]
         )
         assert live.restore(user, "--to", "live", "--dry-run", status=8)["error"]["code"] == "MB-R001"
         assert live.restore(user, "--to", "live", "--folder", "Sent")["outcome"] == "complete"
@@ -172,7 +172,7 @@ def test_the_proof_fails_when_the_import_does(live: Live, what: str):
     user = f"{['heidi', 'ivan', 'judy'][list(TAMPERED).index(what) % 3]}@example.test"
     body, kind = TAMPERED[what]
     before = live.server.uid_hashes(user)
-    live.program("doveadm", f'[ "$1" = import ] || exec $REAL "$@"\nUSER_NAME={user} PARENT_NAME=$5\n{body}')
+    live.program("doveadm", f'[ "$1" = import ] || exec $REAL "$@"\nUSER_NAME={user} PARENT_NAME=$6\n{body}')
     try:
         answer = live.restore(user, "--to", "live", status=4)
     finally:
@@ -185,7 +185,7 @@ def test_the_proof_fails_when_the_import_does(live: Live, what: str):
 
 def test_flags_that_are_lost_are_said(live: Live):
     user = "kim@example.org"
-    live.program("doveadm", f'[ "$1" = import ] || exec $REAL "$@"\n$REAL "$@"; exec $REAL flags remove -u {user} "\\Seen" mailbox "$5/*"')
+    live.program("doveadm", f'[ "$1" = import ] || exec $REAL "$@"\n$REAL "$@"; exec $REAL flags remove -u {user} "\\Seen" mailbox "$6/*"')
     try:
         answer = live.restore(user, "--to", "live")
     finally:
@@ -256,6 +256,10 @@ mail_location = {location}
 namespace inbox {{
   separator = {separator}
   prefix = {prefix}
+}}
+namespace shared {{
+  separator = {separator}
+  prefix = shared{separator}%%u{separator}
 }}
 """
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -192,6 +193,20 @@ def test_owned_by_somebody_else(level: int, host: Host, hook: Path):
 
 
 @ROOT_ONLY
+def test_somebody_who_is_not_root_may_own_his_hooks():
+    with tempfile.TemporaryDirectory() as folder:
+        os.chown(folder, 12345, -1)
+        path = Path(folder, "h")
+        path.touch(0o755)
+        for owner, reason in ((12345, None), (0, None), (12346, "belongs to user 12346")):
+            os.chown(path, owner, -1)
+            os.seteuid(12345)
+            found = hooks.refusal(str(path))
+            os.seteuid(0)
+            assert (found is None) if reason is None else reason in str(found)
+
+
+@ROOT_ONLY
 def test_links_are_followed_with_the_same_eyes(host: Host, tmp_path: Path):
     elsewhere = tmp_path / "elsewhere" / "deep"
     elsewhere.mkdir(parents=True)
@@ -264,7 +279,7 @@ sys.path.insert(0, sys.argv[1])
 from mailbackup import hooks
 from mailbackup.model.finding import Finding, FindingKind
 about = hooks.About(phase="failed", job="nightly", host="mx1", vault="1", outcome="failed", findings=(Finding(FindingKind.LOST, "x", "it's \\"$(id)\\""),) * 99)
-ran = hooks.run_phase(sys.argv[2], about)
+ran = hooks.run_phase(sys.argv[2], about, limit=20)
 sock.settimeout(5)
 print(json.dumps([[finding.detail for finding in ran.findings], sock.recv(65536).decode()]))
 """

@@ -30,7 +30,7 @@ from mailbackup.model.job import Job
 from mailbackup.model.results import JobPart, JobResult
 from mailbackup.upkeep.status import read_status
 from tests.nightly.conftest import Host, Watchdog
-from tests.nightly.test_upkeep import flip
+from tests.nightly.test_upkeep import flip, live, nights
 from tests.world import messages_in
 
 
@@ -91,6 +91,27 @@ def test_one_part_fails(broken: str, error: Exception, host: Host, monkeypatch: 
         result, broken.replace("_", "-")
     ).detail
     assert {seen.part: seen.outcome for seen in read_status(host.state).parts} == {name: pair[0] for name, pair in expected.items()}
+
+
+def test_a_store_that_is_away(host: Host):
+    host.backup()
+    os.rename(host.vault, f"{host.root}/away")
+    result = run(host)
+    assert outcomes(result) == {"backup": ("failed", 5), "read-back": ("skipped", 0), "scrub": ("failed", 5)}
+    assert result.exit_status == 5
+
+
+def test_the_scrub_goes_on_where_the_last_run_ended(host: Host):
+    nights(host, 3)
+    packs = live(host)
+    seen = []
+    for round_ended in (False, False, True, True):
+        assert run_job(host.context, job("scrub", scrub_bytes=1)).exit_status == 0
+        place = read_status(host.state).scrub
+        seen.append(place.after)
+        assert bool(place.round) is round_ended
+        assert place.since
+    assert seen == [*packs, packs[0]]
 
 
 def test_damage_that_this_run_wrote(host: Host, monkeypatch: pytest.MonkeyPatch):
@@ -244,6 +265,12 @@ def test_a_broken_hook_afterwards(host: Host):
     assert outcomes(result) == GOOD | {"post-snapshot hooks": ("failed", 3)}
     assert result.exit_status == 3
     assert app.show_snapshot(host.context, "latest").outcome == "complete"
+
+
+def test_the_limit_of_hooks_is_that_of_the_job(host: Host):
+    host.hook("pre-snapshot", "slow", "sleep 20")
+    result = run_job(host.context, job("backup", hook_limit="1s"))
+    assert [finding.detail for finding in result.findings] == ["stopped after 1 s"]
 
 
 def test_a_backup_by_hand_runs_no_hooks(host: Host):
@@ -502,6 +529,7 @@ BAD = [
     ('parts = ["backup", "backup"]', "parts: each may stand once", ""),
     ('parts = ["read-back"]', "parts: read-back reads what the backup", ""),
     ('parts = ["bakup"]', "parts[0]: invalid enum value", ""),
+    ('hook_limit = "0s"', "hook_limit: 0 is not above 0", ""),
     ("scrub_bytes = 0", "scrub_bytes: 0 is not above 0", ""),
     ('identity = "key"', "identity: 'key' is not an absolute path", ""),
     ("cron = ", "Invalid value", ""),

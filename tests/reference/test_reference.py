@@ -347,6 +347,7 @@ def test_half_made_trees_do_not_count(tmp_path: Path, monkeypatch: pytest.Monkey
 
     def make(partial: Path) -> None:
         assert not os.listdir(partial)
+        assert not (tmp_path / "cache/tree").exists()
         made.append(str(partial))
         (partial / "whole").touch()
 
