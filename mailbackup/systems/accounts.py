@@ -72,7 +72,7 @@ def _rows(ask: Ask, names: list[str], driver: str) -> list[Account]:
     if said.status == 0 and len(blocks) == len(names):
         return [_account(name, block, driver) for name, block in zip(names, blocks, strict=True)]
     if len(names) == 1:
-        if "doesn't exist" in said.err:
+        if "doesn't exist" in said.out + said.err:
             return []
         raise CannotAsk(f"'doveadm user {names[0]}' ended with status {said.status}: {said.complaint}")
     half = len(names) // 2

@@ -28,11 +28,25 @@ def set_up(server: ReferenceServer, *more: str) -> None:
         config.write_text(config.read_text().replace("[systems]", '[systems]\nuse = "auto"'))
 
 
-def popen(server: ReferenceServer, *argv: str) -> subprocess.Popen[bytes]:
+def popen(server: ReferenceServer, *argv: str, out: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
     """A program that runs inside the server, with this code on its path."""
     variables = [f"{name}={value}" for name, value in {**ENVIRONMENT, "PYTHONPATH": str(_INSIDE.parents[2])}.items()]
-    enter = ["nsenter", f"--target={server.pid}", "--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd", "--", "/usr/bin/env", "-i", *variables]
-    return subprocess.Popen([*enter, *argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    enter = [
+        "nsenter",
+        f"--target={server.pid}",
+        "--mount",
+        "--uts",
+        "--ipc",
+        "--net",
+        "--pid",
+        "--root",
+        "--wd",
+        "--",
+        "/usr/bin/env",
+        "-i",
+        *variables,
+    ]
+    return subprocess.Popen([*enter, *argv], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.DEVNULL)
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +84,9 @@ def drilled(saved: ReferenceServer) -> Callable[..., dict[str, Any]]:
     shutil.copy(_INSIDE, saved.path("/root/inside.py"))
 
     def run(*args: str, timeout: float = 120) -> dict[str, Any]:
-        done = saved.run(sys.executable, "/root/inside.py", *args, timeout=timeout, check=False, env={"PYTHONPATH": str(_INSIDE.parents[2])})
+        done = saved.run(
+            sys.executable, "/root/inside.py", *args, timeout=timeout, check=False, env={"PYTHONPATH": str(_INSIDE.parents[2])}
+        )
         assert done.returncode == 0, done.stderr.decode()
         result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return result

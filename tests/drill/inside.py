@@ -40,7 +40,20 @@ def uidlist_missing(root: str, _: Scratch) -> None:
 
 def certificate_of_somebody_else(root: str, _: Scratch) -> None:
     place = f"{root}/etc/ssl/mx1"
-    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "9", "-subj", "/CN=other.example", "-keyout", f"{place}/mx1.key"]
+    argv = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "9",
+        "-subj",
+        "/CN=other.example",
+        "-keyout",
+        f"{place}/mx1.key",
+    ]
     subprocess.run([*argv, "-out", f"{place}/fullchain.pem"], check=True, capture_output=True)
 
 

@@ -99,6 +99,8 @@ def _messages(address: str, then: Box, now: Box) -> dict[str, int]:
                 raise ProbeFailed(
                     f"{address}/{name}: UID {uid} is missing ({len(there.by_uid)} messages are there, expected {len(folder.all)})"
                 )
+            if not found.whole:
+                raise ProbeFailed(f"{address}/{name}: Dovecot cannot read UID {uid}")
             if found.whole != message.whole:
                 raise ProbeFailed(f"{address}/{name}: UID {uid} shows another message than before")
         lost = Counter(message.whole for message in folder.all) - Counter(message.whole for message in there.all)
@@ -219,25 +221,76 @@ def _message(content: bytes, flags: frozenset[str]) -> Message:
 # ---------------------------------------------------------------- what IMAP says
 
 
+class _Session:
+    """One user's session. A message that Dovecot cannot read (its size is not what its name says) ends a session: another one is opened, and it is passed
+    over."""
+
+    def __init__(self, bench: Bench, address: str) -> None:
+        self._bench = bench
+        self._address = address
+        self.imap = bench.imap(address)
+
+    def close(self) -> None:
+        """Log out."""
+        with contextlib.suppress(OSError, imaplib.IMAP4.error):
+            self.imap.logout()
+
+    def open(self, name: str) -> tuple[int, int]:
+        """Open a folder for reading. Returns its UIDVALIDITY and how many messages it holds."""
+        status, told = self.imap.select(quoted(name), readonly=True)
+        if status != "OK":
+            raise ProbeFailed(f"folder {name} cannot be opened: {show(told[0] or b'')}")
+        return int(self.imap.response("UIDVALIDITY")[1][0] or b"0"), int(told[0] or 0)
+
+    def bodies(self, name: str, uids: list[int]) -> Iterator[tuple[int, bytes | None]]:
+        """Messages by UID; None for one that cannot be read."""
+        for at in range(0, len(uids), _BATCH):
+            batch = uids[at : at + _BATCH]
+            try:
+                yield from list(self._bodies(batch))
+            except (OSError, imaplib.IMAP4.error):
+                yield from self._one_by_one(name, batch)
+
+    def _one_by_one(self, name: str, uids: list[int]) -> Iterator[tuple[int, bytes | None]]:
+        self._again(name)
+        for uid in uids:
+            try:
+                yield from list(self._bodies([uid]))
+            except (OSError, imaplib.IMAP4.error):
+                yield uid, None
+                self._again(name)
+
+    def _again(self, name: str) -> None:
+        self.close()
+        self.imap = self._bench.imap(self._address)
+        self.open(name)
+
+    def _bodies(self, uids: list[int]) -> Iterator[tuple[int, bytes]]:
+        for row in self.imap.uid("FETCH", ",".join(map(str, uids)), "(UID BODY.PEEK[])")[1]:
+            if isinstance(row, tuple):
+                uid = re.search(rb"UID (\d+)", row[0])
+                if uid is not None:
+                    yield int(uid[1]), row[1]
+
+
 def served(bench: Bench, address: str) -> Box:
     """A mailbox as Dovecot serves it."""
-    session = bench.imap(address)
+    session = _Session(bench, address)
     try:
         return _served(session)
     except (OSError, imaplib.IMAP4.error) as error:
         raise ProbeFailed(f"IMAP as {address}: {error}") from None
     finally:
-        with contextlib.suppress(OSError, imaplib.IMAP4.error):
-            session.logout()
+        session.close()
 
 
-def _served(session: imaplib.IMAP4) -> Box:
+def _served(session: _Session) -> Box:
     box = Box()
-    prefix, _ = _namespace(session)
-    for name, delimiter, attributes in listed(session.list()[1]):
+    prefix, _ = _namespace(session.imap)
+    for name, delimiter, attributes in listed(session.imap.list()[1]):
         if "\\noselect" not in attributes.lower() and "\\nonexistent" not in attributes.lower():
             box.folders[_own(name, prefix, delimiter)] = _fetched(session, name)
-    box.subscribed = {_own(name, prefix, delimiter) for name, delimiter, _ in listed(session.lsub()[1])}
+    box.subscribed = {_own(name, prefix, delimiter) for name, delimiter, _ in listed(session.imap.lsub()[1])}
     return box
 
 
@@ -270,20 +323,18 @@ def quoted(name: str) -> str:
     return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _fetched(session: imaplib.IMAP4, name: str) -> Seen:
-    status, told = session.select(quoted(name), readonly=True)
-    if status != "OK":
-        raise ProbeFailed(f"folder {name} cannot be opened: {show(told[0] or b'')}")
-    seen = Seen(int(session.response("UIDVALIDITY")[1][0] or b"0"))
-    total = int(told[0] or 0)
-    for first in range(1, total + 1, _BATCH):
-        _, rows = session.fetch(f"{first}:{min(total, first + _BATCH - 1)}", "(UID FLAGS BODY.PEEK[])")
-        for row in rows:
-            if isinstance(row, tuple):
-                uid = re.search(rb"UID (\d+)", row[0])
-                flags = re.search(rb"FLAGS \(([^)]*)\)", row[0])
-                if uid is None or flags is None:
-                    raise ProbeFailed(f"folder {name}: an answer without UID or flags")
-                kept = frozenset(flag for flag in flags[1].decode("ascii", "backslashreplace").split() if flag != "\\Recent")
-                seen.by_uid[int(uid[1])] = _message(row[1], kept)
+def _fetched(session: _Session, name: str) -> Seen:
+    uidvalidity, total = session.open(name)
+    seen = Seen(uidvalidity)
+    flags = dict(_flags_by_uid(session.imap)) if total else {}
+    for uid, content in session.bodies(name, sorted(flags)):
+        seen.by_uid[uid] = Message("", "", flags[uid]) if content is None else _message(content, flags[uid])
     return seen
+
+
+def _flags_by_uid(session: imaplib.IMAP4) -> Iterator[tuple[int, frozenset[str]]]:
+    for row in session.fetch("1:*", "(UID FLAGS)")[1]:
+        line = row[0] if isinstance(row, tuple) else row
+        uid, flags = re.search(rb"UID (\d+)", line or b""), re.search(rb"FLAGS \(([^)]*)\)", line or b"")
+        if uid is not None and flags is not None:
+            yield int(uid[1]), frozenset(flag for flag in flags[1].decode("ascii", "backslashreplace").split() if flag != "\\Recent")
