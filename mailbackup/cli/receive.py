@@ -17,7 +17,7 @@ User = Annotated[str | None, typer.Option("--user", metavar="ADDRESS", help="Wit
 
 def register(root: typer.Typer) -> None:
     """Add the command to the program."""
-    command(root, "receive", example="mailbackup receive --to live --user user@example.org < stream")(receive)
+    command(root, "receive", example="mailbackup receive --to live --user user@example.org")(receive)
 
 
 def receive(run: Run, *, to: ToMailbox, user: User = None, mode: Mode = None, dry_run: DryRun = False) -> Answer:

@@ -130,7 +130,6 @@ class AgeKeyMaker:
         text = f"# {' '.join(comment.split())}\n# public key: {identity.recipient}\n{identity.secret}\n"
         return FreshEpoch(identity.recipient, _encrypt(text.encode(), self._recipients))
 
-
     def seal(self, data: bytes) -> bytes:
         """An age file of `data` that all recipients can open."""
         return _encrypt(data, self._recipients)

@@ -29,9 +29,10 @@ class Located(NamedTuple):
 
 
 class SnapshotSource:
-    """What a snapshot holds of a server: all of its mailboxes, unless some are chosen."""
+    """What a snapshot holds of a server: all of its mailboxes, unless some are chosen. `durable`: what is placed has to survive a power cut."""
 
-    def __init__(self, reader: VaultReader, snapshot: Snapshot, on_event: OnEvent) -> None:
+    def __init__(self, reader: VaultReader, snapshot: Snapshot, on_event: OnEvent, *, durable: bool = True) -> None:
+        self._durable = durable
         self.reader = reader
         self.snapshot = snapshot
         self._on_event = on_event
@@ -66,7 +67,8 @@ class SnapshotSource:
 
     def place(self, paths: tuple[str, ...], without: tuple[str, ...], root: str, accounts: RootAccounts) -> Placed:
         """Put files and directories below `root`."""
-        planner, target = Planner(Target(root, accounts), overwrite=True), Target(root, accounts)
+        target = Target(root, accounts, durable=self._durable)
+        planner = Planner(target, overwrite=True)
         for row in self._chosen(_relative(paths), _relative(without), target):
             planner.add(row.found, row.prefix)
         return self._executed(planner, target)
@@ -75,8 +77,8 @@ class SnapshotSource:
         """Put the wanted mailboxes where they were."""
         placed = Placed()
         for _, tree in self.mailboxes:
-            target = Target(root, accounts)
-            planner = Planner(Target(root, accounts), overwrite=True)
+            target = Target(root, accounts, durable=self._durable)
+            planner = Planner(target, overwrite=True)
             plan_mailbox(self.reader, tree, planner, prefix=from_name(tree.path).lstrip(b"/"))
             placed.add(self._executed(planner, target))
         return placed

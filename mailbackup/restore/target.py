@@ -86,9 +86,11 @@ class Target:
     """The root directory of a restore. It is made (0700) when the first thing is written.
 
     `accounts` tell the numbers of users and groups where the directory is the root of another machine, whose accounts are not those of this one.
+    Without `durable` nothing is flushed at the end: for what is thrown away anyway.
     """
 
-    def __init__(self, root: str, accounts: Numbers | None = None) -> None:
+    def __init__(self, root: str, accounts: Numbers | None = None, *, durable: bool = True) -> None:
+        self._durable = durable
         self._accounts = accounts or _HERE
         self.root = os.fsencode(os.path.abspath(root))
         self.as_root = os.geteuid() == 0
@@ -248,15 +250,19 @@ class Target:
 
     def close(self) -> None:
         """Make everything durable and release descriptors."""
+        if self._durable:
+            self._flush()
+        for fd in self._descriptors.values():
+            os.close(fd)
+        self._descriptors.clear()
+
+    def _flush(self) -> None:
         with contextlib.suppress(OSError):
             fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 _syncfs(fd)
             finally:
                 os.close(fd)
-        for fd in self._descriptors.values():
-            os.close(fd)
-        self._descriptors.clear()
 
     # -- inside
 

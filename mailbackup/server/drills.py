@@ -101,7 +101,7 @@ def _from_vault(
     began = time.monotonic()
     with use_vault(context) as (reader, store):
         snapshot = reader.snapshot(reader.find(at))
-        source = SnapshotSource(reader, snapshot, context.on_event)
+        source = SnapshotSource(reader, snapshot, context.on_event, durable=False)
         source.choose(_sample(source) if kind == "light" else None)
         _refuse_nothing(source)
         with _scratch(context) as root:

@@ -29,9 +29,7 @@ def published(ask: Ask, inventory: Inventory, seconds: float = _SECONDS) -> Iter
         except dns.exception.DNSException as error:
             key = None
             detail = (str(error) or type(error).__name__).partition(":")[0]
-            yield _check(
-                "warning", f"the DNS did not answer for {name}: {detail}", "Run doctor --dns where there is a network."
-            )
+            yield _check("warning", f"the DNS did not answer for {name}: {detail}", "Run doctor --dns where there is a network.")
             return
         if resolver is None:
             yield _check("warning", "this host has no name server", "Name one in /etc/resolv.conf.")

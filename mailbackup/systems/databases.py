@@ -15,6 +15,7 @@ _LOCAL = re.compile(r"^(?:unix:.*|inet:)?(?:ldapi?://)?(?:localhost|127\.\d+\.\d
 
 def hosts_in(text: str) -> tuple[str, ...]:
     """Hosts of databases that a file names, in any of the ways of Postfix and Dovecot; "localhost" for those of this machine."""
+    text = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
     found = [word for line in _HOSTS.findall(text) for word in _words(line)] + _BLOCK.findall(text)
     return tuple(dict.fromkeys("localhost" if _LOCAL.match(host) else host for host in found))
 

@@ -108,7 +108,7 @@ def nothing(_root: str, _: Scratch) -> None:
 
 
 def _all(root: str, name: str) -> list[str]:
-    found = [path for path in glob.glob(f"{root}/var/vmail/*/*/Maildir/{name}")]
+    found = glob.glob(f"{root}/var/vmail/*/*/Maildir/{name}")
     found += glob.glob(f"{root}/var/vmail/*/*/Maildir/.*/{name}")
     assert found, f"no {name} to break"
     return found

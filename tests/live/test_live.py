@@ -102,14 +102,17 @@ def test_a_dry_run_changes_nothing(live: Live):
 
 def test_a_quota_without_room(live: Live):
     user, server = "dave@example.test", live.server
+    used = int(server.run("doveadm", "-f", "tab", "quota", "get", "-u", user).stdout.decode().split("\t")[6])  # first row: STORAGE, in KiB
+    limit = used * 3 // 2
     users = server.path("/etc/dovecot/users")
     text = users.read_text()
-    users.write_text(re.sub(rf"^({re.escape(user)}:.*)$", r"\1userdb_quota_rule=*:bytes=1200K", text, flags=re.MULTILINE))
+    users.write_text(re.sub(rf"^({re.escape(user)}:.*)$", rf"\1userdb_quota_rule=*:bytes={limit}K", text, flags=re.MULTILINE))
     before = server.uid_hashes(user)
     try:
         answer = live.restore(user, "--to", "live", status=8)
         assert re.search(
-            r"quota 'User quota' has no room: \d+ KiB of 1200 are used, and the restore needs \d+ KiB more", answer["error"]["message"]
+            rf"quota 'User quota' has no room: {used} KiB of {limit} are used, and the restore needs \d+ KiB more",
+            answer["error"]["message"],
         )
         assert live.restore(user, "--to", "live", "--dry-run", status=8)["error"]["code"] == "MB-R001"
         assert live.restore(user, "--to", "live", "--folder", "Sent")["outcome"] == "complete"
@@ -237,9 +240,9 @@ def test_another_restore_of_the_same_mailbox_runs(live: Live):
 
 
 def test_dovecot_does_not_run(own: Live):
-    own.server.mailbackup("init", "--yes", "--mail", "/var/vmail/{domain}/{user}/Maildir", "--store", "file:///var/backups/vault",
-                          "--kit-out", KIT, "--no-passphrase", "--config", CONFIG)  # fmt: skip
-    own.backup()
+    own.server.start_mail()
+    Live.of(own.server)
+    own.server.stop_mail()
     answer = own.restore("alice@example.test", "--to", "live", status=5)
     assert answer["error"]["message"].startswith("Dovecot does not answer: ")
     assert "doveadm service status" in answer["error"]["hint"]

@@ -28,6 +28,11 @@ def hold(parent: Path) -> tuple[subprocess.Popen[str], str]:
     return process, process.stdout.readline().strip()
 
 
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
 def test_private_and_gone(tmp_path: Path):
     with scratch_directory(str(tmp_path), "scratch-") as path:
         assert os.path.dirname(path) == str(tmp_path)
@@ -55,15 +60,13 @@ def test_what_was_moved_away_is_no_error(tmp_path: Path):
 def test_a_killed_process_is_cleaned_up_after_and_a_living_one_is_not(tmp_path: Path):
     killed, left = hold(tmp_path)
     living, held = hold(tmp_path)
-    killed.kill()
-    killed.wait()
+    end(killed)
     try:
         assert os.path.exists(left)
         with scratch_directory(str(tmp_path), "scratch-") as path:
             assert sorted(os.listdir(tmp_path)) == sorted(map(os.path.basename, (held, path)))
     finally:
-        living.kill()
-        living.wait()
+        end(living)
 
 
 def test_others_are_left_alone(tmp_path: Path):

@@ -8,6 +8,7 @@ import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -182,15 +183,18 @@ def test_devices_are_not_sent_nor_taken(tmp_path: Path):
     refused(_with_member(record, tarfile.CHRTYPE), tmp_path)
 
 
-def _with_member(record: bytes, kind: bytes) -> bytes:
-    """A stream of one member, with a right end marker."""
+def _with_member(
+    record: bytes, kind: bytes, *, entries: int = 1, size: int = 0, digest: str | None = None, after: bytes | None = None
+) -> bytes:
+    """A stream of one member, with a right end marker if nothing else is said, and maybe something `after` it."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as archive:
-        digest = hashlib.sha256(b"%d:%b" % (len(record), record)).hexdigest()
+        digest = digest or hashlib.sha256(b"%d:%b" % (len(record), record)).hexdigest()
         for name, data in (
             ("mailbackup-stream.json", codec.encode(Head(address="a", seq=1, folders=1, messages=1, bytes=100))),
             ("x", None),
-            ("mailbackup-end.json", codec.encode(End(entries=1, bytes=0, sha256=digest))),
+            ("mailbackup-end.json", codec.encode(End(entries=entries, bytes=size, sha256=digest))),
+            *([("more", after)] if after is not None else []),
         ):
             info = tarfile.TarInfo(name)
             if data is None:
@@ -200,9 +204,17 @@ def _with_member(record: bytes, kind: bytes) -> bytes:
     return out.getvalue()
 
 
+FIFO = codec.encode(Sent(path="fine", entry=Entry(name="", type="p"), owner=OWNER))
+
+
+@pytest.mark.parametrize("wrong", [{"entries": 2}, {"entries": 0}, {"size": 1}, {"digest": "0" * 64}, {"after": b"x"}])
+def test_an_end_marker_that_does_not_fit(tmp_path: Path, wrong: dict[str, Any]):
+    """As when a member is lost, or put in, on the way."""
+    refused(_with_member(FIFO, tarfile.FIFOTYPE, **wrong), tmp_path)
+
+
 def test_a_member_that_is_something_else_than_its_record(tmp_path: Path):
-    good = Sent(path="fine", entry=Entry(name="", type="p"), owner=OWNER)
-    receive(_with_member(codec.encode(good), tarfile.FIFOTYPE), tmp_path / "to")
+    receive(_with_member(FIFO, tarfile.FIFOTYPE), tmp_path / "to")
     (tmp_path / "to" / "fine").unlink()
     (tmp_path / "to").rmdir()
     sized = Sent(path="bad", entry=Entry(name="", size=5), owner=OWNER, sha256="0" * 64)
@@ -214,6 +226,19 @@ def test_a_member_that_is_something_else_than_its_record(tmp_path: Path):
 def test_files_that_a_live_mailbox_does_not_take(path: bytes):
     with pytest.raises(RecordInvalid):
         only_mail(path, Sent(path=to_name(path), entry=Entry(name=""), owner=OWNER))
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        Sent(path="cur/1", entry=Entry(name=""), owner=OWNER, first="cur/2"),
+        Sent(path="cur/1", entry=Entry(name="", type="l", target="x"), owner=OWNER),
+        Sent(path="cur/1", entry=Entry(name="", type="p"), owner=OWNER),
+    ],
+)
+def test_kinds_that_a_live_mailbox_does_not_take(member: Sent):
+    with pytest.raises(RecordInvalid):
+        only_mail(b"cur/1", member)
 
 
 def test_a_live_mailbox_takes_no_attributes():

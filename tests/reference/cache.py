@@ -11,12 +11,17 @@ from pathlib import Path
 _DEFAULT = "/var/cache/mailbackup-tests"
 
 
+def folder() -> Path:
+    """Where things are kept between test runs: `$MAILBACKUP_TEST_CACHE`, or the usual place."""
+    return Path(os.environ.get("MAILBACKUP_TEST_CACHE") or _DEFAULT)
+
+
 def cached(name: str, make: Callable[[Path], None]) -> Path:
     """The directory `name` of the cache, filled by `make(partial)` if it is not there. Read only for all who use it.
 
     It gets its name when it is whole, so what a killed run left never counts; one of several processes makes it while the others wait.
     """
-    root = Path(os.environ.get("MAILBACKUP_TEST_CACHE") or _DEFAULT)
+    root = folder()
     target = root / name
     if target.is_dir():
         return target
