@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV := $(VENV)/.dev
-PROGRAMS := age zstd openssl
+# What tests run: name of the program, and of its Debian package where that differs.
+PROGRAMS := age zstd openssl podman runc mmdebstrap bwrap:bubblewrap mbsync:isync setfacl:acl nsenter:util-linux setpriv:util-linux ssh:openssh-client ip:iproute2
 
 .PHONY: quickstart test lint cases bench bench-quick campaign clean
 
@@ -29,7 +30,7 @@ test: $(DEV) programs
 # As root what the tests need is installed; others are told the line that does it.
 .PHONY: programs
 programs:
-	@missing=; for program in $(PROGRAMS); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	@missing=; for program in $(PROGRAMS); do command -v $${program%%:*} >/dev/null || missing="$$missing $${program##*:}"; done; \
 	if [ -n "$$missing" ]; then \
 		if [ "$$(id -u)" = 0 ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $$missing >/dev/null; \
 		else echo "the tests need programs that are missing; run: sudo apt-get install$$missing"; exit 1; fi; fi

@@ -13,9 +13,7 @@ import pytest
 IDS = [str(number) for number in range(1, 49)] + [f"M{number}" for number in range(1, 18)]
 
 REASONS: dict[str, str] = {
-    "17": "sources are excluded by glob in this version; CACHEDIR.TAG comes with the system adapters",
     "18": "standard input and command output are no sources in this version; dumps come with the system adapters",
-    "21": "a check changes nothing, so an interrupted one leaves nothing behind; there is no compaction",
     "23": "there are no locks in the store: the chain decides who was first (vault/test_conflict.py)",
     "40": "permissions of a store (no delete, write only) come with the S3 store",
     "42": "retention comes with upkeep",

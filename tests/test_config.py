@@ -109,9 +109,7 @@ BAD = [
     (edit("[host]", "[stores]\n[host]"), "x: unknown key 'stores'", "Did you mean 'store'?"),
     # what a later version will know
     (GOOD + "\n[retention]\ndaily = 14", "x: [retention] is not supported by this version yet", "Remove it, or turn it into a comment."),
-    (GOOD + '\n[systems]\nuse = "auto"', "x: [systems] is not supported by this version yet", "Remove it, or turn it into a comment."),
     (GOOD + "\n[drill]", "x: [drill] is not supported by this version yet", "Remove it, or turn it into a comment."),
-    (GOOD + "\n[notify]", "x: [notify] is not supported by this version yet", "Remove it, or turn it into a comment."),
     *(
         (edit('name = "cellar"', f'name = "cellar"\n{key} = {value}'), f"x: {key} in [store[0]] is not supported by this version yet", None)
         for key, value in (("endpoint", '"x"'), ("lock_days", "30"), ("retention", "{ daily = 1 }"), ("passphrase_command", '"x"'))
@@ -135,7 +133,7 @@ BAD = [
     (edit(KEY, KEY[:-1]), "x: recipient[0].key: ", None),
     (edit("1" * 32, "1" * 31), "x: trust.vault: expected 32 hexadecimal digits", None),
     (edit("3" * 64, "G" * 64), "x: trust.writer: expected 64 hexadecimal digits", None),
-    (GOOD[: GOOD.index("[[mail]]")], "x: mail: there is no [[mail]] and no [[directory]], so there is nothing to save", None),
+    (GOOD[: GOOD.index("[[mail]]")], "x: mail: there is no [[mail]], no [[directory]] and no [systems], so there is nothing to save", None),
     (GOOD.replace('[[store]]\nname = "cellar"\nurl = "file:///var/backups/mailbackup"\n', ""), "x: store: there is no [[store]]", None),
     (
         edit("/var/vmail/{domain}", "vmail/{domain}"),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mailbackup import app
+from mailbackup.model.drill import DrillResult, ServerResult
 from mailbackup.model.results import (
     BackupResult,
     Fetched,
@@ -19,6 +20,7 @@ from mailbackup.model.results import (
     SnapshotRow,
     VerifyResult,
 )
+from mailbackup.server.live import LiveResult
 from tests.cli.conftest import Cli
 from tests.cli.reference import leaves, schemas
 from tests.cli.samples import ANSWERS, BACKUP, COMMANDS, EXPUNGED, PLANNED, RESTORE, UNREADABLE, VERIFY, changed
@@ -96,7 +98,10 @@ RECORDS = [
     ("snapshots", SnapshotRow, "snapshots"),
     ("ls", MailboxLine, "mailboxes"),
     ("ls", MessageLine, "messages"),
-    ("restore mailbox", RestoreResult, None),
+    ("restore mailbox", LiveResult, None),
+    ("receive", LiveResult, None),
+    ("restore server", ServerResult, None),
+    ("drill light", DrillResult, None),
     ("restore files", RestoreResult, None),
     ("restore files", PlanLine, "plan"),
     ("restore files", Fetched, "fetched"),

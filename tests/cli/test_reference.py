@@ -82,7 +82,7 @@ def test_completion(tmp_path):
     """)
     environment = os.environ | {"PATH": f"{program_dir}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, check=True)
-    assert (done.stdout.splitlines(), done.stderr) == (["mailbox files", "backup", "--rescan"], "")
+    assert (done.stdout.splitlines(), done.stderr) == (["mailbox files server", "backup", "--rescan"], "")
 
 
 def test_every_option_has_words():
