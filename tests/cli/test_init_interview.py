@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import signal
 import sys
 import time
 import tomllib
@@ -46,10 +47,13 @@ class Terminal:
         self.until(question)
         os.write(self.fd, text.encode() + b"\n")
 
-    def end(self) -> int:
+    def end(self, seconds: float = 60) -> int:
         """Read to the end; returns the exit status."""
+        until = time.monotonic() + seconds
         while self._read():
-            pass
+            if time.monotonic() > until:
+                os.kill(self.pid, signal.SIGKILL)
+                raise AssertionError(f"it did not end; seen: {self.seen!r}")
         os.close(self.fd)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 

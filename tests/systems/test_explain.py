@@ -124,3 +124,12 @@ def test_it_needs_no_vault(world: World):
 
     shutil.rmtree(world.vault)
     assert outcome(world, put(f"{world.home}/a.txt")) == "saved"
+
+
+def test_mail_wins_over_a_directory_that_contains_it(world: World):
+    """The walk of the directory leaves the mailbox out, so its rules do not count inside."""
+    box = world.maildir()
+    with open(world.config_path, "a") as file:
+        file.write(f'\n[[directory]]\npath = "{world.mail}"\n')
+    assert outcome(world, f"{world.mail}/note") == "saved"
+    assert outcome(world, put(f"{box}/dovecot.index.cache")) == "left-out"
