@@ -26,6 +26,7 @@ class Terminal:
 
     def __init__(self, args: list[str], environment: dict[str, str]) -> None:
         self.seen = ""
+        self._looked = 0  # what was read with an earlier question counts for the next one
         self.status: int | None = None
         self.pid, self.fd = pty.fork()
         if self.pid == 0:  # the child
@@ -35,12 +36,13 @@ class Terminal:
                 os._exit(127)
 
     def until(self, text: str, seconds: float = 30) -> None:
-        """Read until `text` was written since the last answer."""
-        end, start = time.monotonic() + seconds, len(self.seen)
-        while text not in self.seen[start:]:
+        """Read until `text` was written after what was waited for before."""
+        end = time.monotonic() + seconds
+        while text not in self.seen[self._looked :]:
             assert time.monotonic() < end, f"waited for {text!r}; seen: {self.seen!r}"
             if not self._read():
                 raise AssertionError(f"it ended before {text!r}; seen: {self.seen!r}")
+        self._looked = self.seen.index(text, self._looked) + len(text)
 
     def answer(self, question: str, text: str) -> None:
         """Wait for a question and type an answer."""
