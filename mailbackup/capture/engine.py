@@ -261,7 +261,7 @@ class Run:
                 self._keep_stale(unit)
         dumps = DumpsCapture(survey, self._sources.ask, cached.pop(DUMPS, None), self._state, self._writer)
         self._directory(dumps)
-        self._report(coverage(dumps.contents, self._table.rows.values()))
+        self._report(coverage(dumps.contents, self._table.rows.values(), self._mailboxes))
 
     def _directory(self, capture: DirectoryCapture) -> None:
         name, cached = capture.config.name, capture.cached

@@ -107,6 +107,7 @@ def test_a_quota_without_room(live: Live):
     users = server.path("/etc/dovecot/users")
     text = users.read_text()
     users.write_text(re.sub(rf"^({re.escape(user)}:.*)$", rf"\1userdb_quota_rule=*:bytes={limit}K", text, flags=re.MULTILINE))
+    wait_for(lambda: f"\t{limit}\t".encode() in server.run("doveadm", "-f", "tab", "quota", "get", "-u", user).stdout, "the new quota")
     before = server.uid_hashes(user)
     try:
         answer = live.restore(user, "--to", "live", status=8)
@@ -155,7 +156,7 @@ def test_several_mailboxes(live: Live):
 TAMPERED = {
     "nothing arrives, and status 0": ("exit 0", "not-restored"),
     "a part arrives, and status 0": ('exec $REAL "${@:1:$#-1}" mailbox INBOX', "not-restored"),
-    "it is killed": ("exec timeout -s KILL 0.02 $REAL \"$@\"", "not-restored"),
+    "it is stopped": ("exec timeout -s TERM 0.02 $REAL \"$@\"", "not-restored"),
     "one message is another": (
         '$REAL "$@"; echo "other" | $REAL save -u $USER_NAME -m $PARENT_NAME/Sent; exec $REAL expunge -u $USER_NAME mailbox $PARENT_NAME/Sent 1',
         "not-restored",
