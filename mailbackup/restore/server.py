@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -82,7 +83,7 @@ class Rebuild:
         self._run = run
         self._on_event = on_event
         self._actions: dict[str, Callable[[ServerStep], str]] = {
-            "accounts": self._accounts, "files": self._files, "mail": self._mail, "queue": self._queue, "run": self._command, "check": self._command,
+            "accounts": self._accounts, "files": self._files, "mail": self._mail, "queue": self._queue, "run": self._command, "check": self._check,
             "directory": self._directory,
         }  # fmt: skip
 
@@ -173,20 +174,33 @@ class Rebuild:
                 counts[loose] += 1
         return counts[0], counts[1]
 
+    def _check(self, step: ServerStep) -> str:
+        """Check Postfix, which makes the directories of its queue. What an interrupted rebuild left on hold gets its right names first: Postfix would do that
+        itself here, and fail where its log is not writable yet."""
+        if any(_files_below(f"{self.root}{step.paths[0]}/{HELD}")):
+            self._rename_to_inodes()
+        return self._command(step)
+
     def _rename_to_inodes(self) -> None:
-        """A queue file is named by its inode, which is another one here. `postsuper` does it; its log must not be where Postfix logs, since that is not
-        writable for it before Postfix runs."""
+        """A queue file is named by its inode, which is another one here. `postsuper` does it."""
+        with self._own_log() as config:
+            said = self._run(("postsuper", "-c", config, "-s"), 60)
+        if said.status != 0:
+            raise CannotAsk(f"'postsuper -s' ended with status {said.status}: {said.complaint}")
+
+    @contextmanager
+    def _own_log(self) -> Iterator[str]:
+        """A copy of Postfix's configuration that logs elsewhere: its own log is not writable for `postsuper` before Postfix runs."""
         config = self.root + _QUEUE_CONFIG
         shutil.rmtree(config, ignore_errors=True)
         os.makedirs(config)
         try:
-            for name in ("main.cf", "master.cf"):
-                shutil.copyfile(f"{self.root}/etc/postfix/{name}", f"{config}/{name}")
+            for path in sorted(os.listdir(f"{self.root}/etc/postfix")):
+                if os.path.isfile(f"{self.root}/etc/postfix/{path}"):
+                    shutil.copyfile(f"{self.root}/etc/postfix/{path}", f"{config}/{path}")
             with open(f"{config}/main.cf", "a", encoding="utf-8") as file:
                 file.write("\nmaillog_file =\n")
-            said = self._run(("postsuper", "-c", _QUEUE_CONFIG, "-s"), 60)
-            if said.status != 0:
-                raise CannotAsk(f"'postsuper -s' ended with status {said.status}: {said.complaint}")
+            yield _QUEUE_CONFIG
         finally:
             shutil.rmtree(config, ignore_errors=True)
 

@@ -132,7 +132,8 @@ class Postfix:
             *(step(name=f"build {argv[1]}", action="run", rank=RANK_DERIVED, argv=argv, needs=argv[:1]) for argv in built),
             step(
                 name="check the configuration",
-                action="run",
+                action="check",
+                paths=(inventory.fact("queue"),),
                 rank=RANK_QUEUE - 1,
                 argv=("postfix", "check"),
                 needs=("postfix",),
