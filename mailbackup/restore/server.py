@@ -6,6 +6,7 @@ interrupted is continued by running it again; what is in place already is kept.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -160,18 +161,23 @@ class Rebuild:
         return f"{held} messages on hold{aside}"
 
     def _hold(self, staging: str, queue: str, places: list[str], uid: int) -> tuple[int, int]:
-        """Move queue files into `hold`, whatever queue they were in."""
-        counts = [0, 0]
+        """Move queue files into `hold`, whatever queue they were in. One that an earlier rebuild put there is not put there again, since it would be sent
+        twice; by then it may have another name, or be gone because somebody released it."""
+        journal, counts = _Journal.of(f"{self.root}/var/lib/mailbackup/restored-queue"), [0, 0]
         for place in places:
             loose = os.path.basename(place) == _LOOSE
             target = f"{self.root}{queue}/{'restored-maildrop' if loose else HELD}"
+            os.makedirs(target, mode=0o700, exist_ok=True)
+            os.chown(target, uid, -1)
             for path in _files_below(staging + place):
-                os.makedirs(target, mode=0o700, exist_ok=True)
-                os.chown(target, uid, -1)
+                counts[loose] += 1
+                if journal.is_placed(os.path.basename(path), target):
+                    continue
                 os.chown(path, uid, -1)
                 os.chmod(path, 0o700)
+                journal.begin(os.path.basename(path), os.stat(path).st_ino)
                 os.replace(path, f"{target}/{os.path.basename(path)}")
-                counts[loose] += 1
+        journal.complete()
         return counts[0], counts[1]
 
     def _check(self, step: ServerStep) -> str:
@@ -208,3 +214,48 @@ class Rebuild:
 def _files_below(root: str) -> Iterator[str]:
     for place, _, names in os.walk(root):
         yield from (os.path.join(place, name) for name in names)
+
+
+@dataclass(slots=True)
+class _Journal:
+    """Queue files that were put on hold, by the name that they had in the snapshot: written before each, so that a repetition knows its inode."""
+
+    path: str
+    inodes: dict[str, int]
+    finished: set[str]
+
+    @classmethod
+    def of(cls, path: str) -> _Journal:
+        """What earlier rebuilds wrote."""
+        found = cls(path, {}, set())
+        with contextlib.suppress(FileNotFoundError), open(path, encoding="ascii", errors="replace") as file:
+            for line in file:
+                name, _, inode = line.strip().partition(" ")
+                if name == "complete":
+                    found.finished |= set(found.inodes)
+                elif inode.isdigit():
+                    found.inodes[name] = int(inode)
+        return found
+
+    def is_placed(self, name: str, directory: str) -> bool:
+        """Whether it was put there: by a rebuild that came to its end, or it still lies there under whatever name."""
+        if name in self.finished:
+            return True
+        with os.scandir(directory) as entries:
+            return name in self.inodes and any(entry.inode() == self.inodes[name] for entry in entries)
+
+    def begin(self, name: str, inode: int) -> None:
+        """A file is about to be put in place."""
+        self.inodes[name] = inode
+        self._append(f"{name} {inode}")
+
+    def complete(self) -> None:
+        """All are in place."""
+        self._append("complete")
+
+    def _append(self, line: str) -> None:
+        os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
+        with open(self.path, "a", encoding="ascii") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
