@@ -30,6 +30,7 @@ from mailbackup.model.options import (
     SystemsConfig,
     Trust,
 )
+from mailbackup.model.tree import DUMPS, SYSTEM
 
 __all__ = ["BackupConfig", "Config", "DirectoryConfig", "Host", "MailConfig", "NotifyConfig", "Recipient", "StoreConfig", "Trust"]
 __all__ += ["check", "compose", "default_path", "default_store_dir", "file_url", "literal_root", "load", "mail_name", "parse", "render"]
@@ -247,6 +248,8 @@ def _source_problems(config: Config) -> Iterator[_Problem]:
     rows += [(f"directory[{n}]", d.name, d.path) for n, d in enumerate(config.directories)]
     seen: set[str] = set()
     for place, name, path in rows:
+        if name == DUMPS or name.startswith(SYSTEM):
+            yield f"{place}.name", f"the name '{name}' is reserved", None
         if not path.startswith("/"):
             yield f"{place}.path", f"'{path}' is not an absolute path", "Write the whole path, beginning with '/'."
         if name in seen or not name:

@@ -115,6 +115,7 @@ BAD = [
         for key, value in (("endpoint", '"x"'), ("lock_days", "30"), ("retention", "{ daily = 1 }"), ("passphrase_command", '"x"'))
     ),
     (edit("file:///var/backups/mailbackup", "s3://bucket/mx1"), "x: store[0].url: s3:// is not supported by this version yet", None),
+    (edit('path = "/etc"', 'path = "/etc"\nname = "system:postfix"'), "x: directory[0].name: the name 'system:postfix' is reserved", None),
     # types
     (edit('name = "mx1"', "name = 5"), "x: host.name: expected str, got int", None),
     (edit("[[store]]", "[store]"), "x: store: expected [[…]], got table", None),
