@@ -120,9 +120,9 @@ def listener(server: ReferenceServer) -> Iterator[list[str]]:
         came.clear()
         yield came
     finally:
-        process.kill()
-        process.wait()
-        reader.join(5)
+        server.run("pkill", "-KILL", "-f", "create_server")  # the program itself: nsenter is only its parent
+        process.wait(timeout=20)
+        reader.join(20)
         process.stdout.close()
 
 
