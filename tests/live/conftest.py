@@ -62,7 +62,7 @@ class Live:
 
     def staged(self) -> list[str]:
         """What lies where restores stage."""
-        return sorted(os.listdir(self.server.path("/var/tmp")))
+        return sorted(name for name in os.listdir(self.server.path("/var/tmp")) if name.startswith("mailbackup-"))
 
     def seen(self, user: str, folder: str) -> list[Seen]:
         """The messages of a folder in their order."""
