@@ -54,7 +54,7 @@ from mailbackup.restore.target import Target
 from mailbackup.stores.counted import CountedStore
 from mailbackup.stores.locate import open_store
 from mailbackup.systems.ask import Ask
-from mailbackup.systems.known import NAMES, survey
+from mailbackup.systems.known import names, survey
 from mailbackup.upkeep.scrub import scrub
 from mailbackup.upkeep.status import remember_backup
 from mailbackup.vault.chain import Link, check_vault_info
@@ -204,14 +204,9 @@ def _sources(config: Config, *, rescan: bool, accept_shrink: bool) -> Sources:
         rescan=rescan,
         accept_shrink=accept_shrink,
         facts={"config": configuration.render(config)},
-        survey=survey(ask, _systems(config)) if config.systems.use else None,
+        survey=survey(ask, names(config.systems.use)) if config.systems.use else None,
         ask=ask,
     )
-
-
-def _systems(config: Config) -> tuple[str, ...]:
-    """Names of the adapters to use."""
-    return NAMES if config.systems.use == "auto" else config.systems.use
 
 
 def _rescan_due(state: State, days: int) -> bool:

@@ -37,7 +37,6 @@ __all__ += ["check", "compose", "default_path", "default_store_dir", "file_url",
 __all__ += ["SystemsConfig", "state_dir", "user_config", "without_secrets"]
 
 SYSTEM_CONFIG = "/etc/mailbackup/mailbackup.toml"
-SYSTEM_NAMES = ("host", "directories", "tls", "opendkim", "dovecot", "postfix")  # those of mailbackup.systems (a test compares)
 _LATER = {
     "": ("retention", "drill"),
     "notify": ("urls_file",),
@@ -236,9 +235,7 @@ def _source_problems(config: Config) -> Iterator[_Problem]:
 
     if not config.mail and not config.directories and not config.systems.use:
         yield "mail", "there is no [[mail]], no [[directory]] and no [systems], so there is nothing to save", None
-    for name in config.systems.use if config.systems.use != "auto" else ():
-        if name not in SYSTEM_NAMES:
-            yield "systems.use", f"there is no system '{name}'", f'Known: {", ".join(SYSTEM_NAMES)}; or "auto".'
+    yield from _system_problems(config)
     for n, mail in enumerate(config.mail):
         try:
             Pattern.parse(mail.path)
@@ -256,6 +253,16 @@ def _source_problems(config: Config) -> Iterator[_Problem]:
             problem = f"two sources are called '{name}'" if name else "is empty"
             yield f"{place}.name", problem, "Give each source a name of its own with name = …"
         seen.add(name)
+
+
+def _system_problems(config: Config) -> Iterator[_Problem]:
+    if config.systems.use in ("auto", ()):
+        return
+    from mailbackup.systems.known import NAMES  # late: few name them
+
+    for name in config.systems.use:
+        if name not in NAMES:
+            yield "systems.use", f"there is no system '{name}'", f'Known: {", ".join(NAMES)}; or "auto".'
 
 
 def _store_problems(config: Config) -> Iterator[_Problem]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import IO, Literal
 
 from mailbackup.errors import SafetyRefusal
+from mailbackup.host import SEARCH_PATH
 from mailbackup.model import codec
 from mailbackup.model.codec import Record
 from mailbackup.model.finding import Finding, FindingKind
@@ -27,7 +28,6 @@ Phase = Literal["pre-snapshot", "post-snapshot", "failed"]
 
 VETO = 99
 _IGNORED = re.compile(r"\..*|.*(~|\.bak|\.orig|\.swp|\.dpkg-[a-z]+|\.rpm(save|new|orig))")
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TAIL = 4096  # bytes of output that are kept
 _QUOTED = 5  # lines of it that are quoted
 _GRACE = 2.0  # seconds between SIGTERM and SIGKILL
@@ -197,7 +197,7 @@ def _execute(path: str, told: bytes, environment: dict[str, str], limit: float) 
 def _environment(about: About) -> dict[str, str]:
     told = {"PHASE": about.phase, "JOB": about.job, "HOST": about.host, "OUTCOME": about.outcome, "SEQ": about.seq}
     named = {f"MAILBACKUP_{name}": str(value) for name, value in told.items() if value is not None}
-    return {"PATH": _PATH, "LANG": "C.UTF-8", "HOME": os.path.expanduser("~")} | named
+    return {"PATH": SEARCH_PATH, "LANG": "C.UTF-8", "HOME": os.path.expanduser("~")} | named
 
 
 def _keep_tail(pipe: IO[bytes], tail: bytearray) -> None:

@@ -308,6 +308,9 @@ def be_nice() -> None:
     os.nice(19)
 
 
+SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where programs of the system are looked for, whatever the environment says: cron's lacks half of it."""
+
 # ---------------------------------------------------------------- scratch directories
 
 

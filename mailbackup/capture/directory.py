@@ -58,7 +58,7 @@ class DirectoryCapture:
         """All entries, ordered by path, and how many bytes were read."""
         walk = FileWalk(
             os.fsencode(self.config.path), self.config.path, self._unit_of, self._writer, self.findings, self._old,
-            skip=_excluded(self.config.exclude), one_file_system=self.config.one_file_system, skip_caches=True, mailboxes=self._mailboxes, leave=self._leave,
+            skip=excluded(self.config.exclude), one_file_system=self.config.one_file_system, skip_caches=True, mailboxes=self._mailboxes, leave=self._leave,
         )  # fmt: skip
         return walk.run(), walk.read_bytes
 
@@ -105,7 +105,7 @@ class DirectoryCapture:
         work.save(self._state, self._state.put_unit(cached))
 
 
-def _excluded(globs: tuple[str, ...]) -> Callable[[bytes, bytes, bool], bool]:
+def excluded(globs: tuple[str, ...]) -> Callable[[bytes, bytes, bool], bool]:
     """Globs match the path below the root with a leading slash (`*/.cache`), or the name alone when they hold no slash."""
 
     def skip(path: bytes, name: bytes, _is_directory: bool) -> bool:

@@ -133,7 +133,7 @@ class DumpsCapture(DirectoryCapture):
 
     def _asked(self, inventory: Inventory, dump: Dump) -> Iterator[bytes]:
         if dump.argv:
-            yield from self._ask.stream(dump.argv, dump.timeout)
+            yield self._ask.output(dump.argv, dump.timeout)
             return
         known = adapter(inventory.system)
         assert known is not None, "an inventory of an unknown system"

@@ -40,7 +40,7 @@ class LiveSource:
                 known = system(inventory.system)
                 if dump.name == name and known is not None:
                     try:
-                        return b"".join(self._ask.stream(dump.argv, dump.timeout) if dump.argv else known.dump(self._ask, dump))
+                        return self._ask.output(dump.argv, dump.timeout) if dump.argv else b"".join(known.dump(self._ask, dump))
                     except CannotAsk as error:
                         raise NotFound(str(error)) from None
         raise NotFound(f"there is no dump {name}")

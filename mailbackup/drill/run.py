@@ -22,7 +22,7 @@ from mailbackup.model.events import OnEvent, Phase
 from mailbackup.model.system import Probe, ServerStep
 from mailbackup.restore.server import Rebuild, Source
 from mailbackup.restore.snapshot_source import SnapshotSource
-from mailbackup.systems.ask import CannotAsk, Said
+from mailbackup.systems.ask import CannotAsk
 from mailbackup.systems.dovecot import ACCOUNTS
 from mailbackup.systems.known import probes
 
@@ -135,17 +135,12 @@ class Drill:
         outcome, detail = "done", ""
         try:
             said = scratch.run(argv, step.timeout)
-            _check(said, argv)
+            said.check(argv)
             scratch.wait_for(step.ready)
         except CannotAsk as error:
             outcome, detail = "failed", str(error)
         seconds = round(time.monotonic() - began, 3)
         return StepResult(system=step.system, name=step.name, action=step.action, outcome=outcome, seconds=seconds, detail=detail)  # type: ignore[arg-type]
-
-
-def _check(said: Said, argv: tuple[str, ...]) -> None:
-    if said.status != 0:
-        raise CannotAsk(f"'{' '.join(argv)}' ended with status {said.status}: {said.complaint}")
 
 
 def _proven(probe: Probe, how: dict[str, Prove], bench: Bench) -> ProbeResult:

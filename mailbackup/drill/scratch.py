@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mailbackup.errors import DrillImpossible
+from mailbackup.host import SEARCH_PATH
 from mailbackup.systems.ask import CannotAsk, Said
 
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _DROPPED = (
     "sys_admin", "sys_module", "sys_rawio", "sys_boot", "sys_time", "sys_ptrace", "sys_pacct", "net_admin", "net_raw", "mknod", "syslog", "audit_control",
     "mac_admin", "mac_override", "bpf", "perfmon",
@@ -51,7 +51,7 @@ class Scratch:
         enter = ("nsenter", "-t", str(self.pid), "-m", "-n", "-p", "-i", "-u", "-r", "-w", "--")
         less = ",".join(f"-{name}" for name in _DROPPED)
         drop = ("setpriv", f"--bounding-set={less}", f"--inh-caps={less}", "--")
-        environment = {"PATH": _PATH, "LC_ALL": "C.UTF-8", "HOME": "/root"}
+        environment = {"PATH": SEARCH_PATH, "LC_ALL": "C.UTF-8", "HOME": "/root"}
         with subprocess.Popen(
             (*enter, *drop, *argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, start_new_session=True
         ) as process:  # fmt: skip

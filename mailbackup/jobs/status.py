@@ -11,10 +11,8 @@ from mailbackup.host import parse_stamp, utc_now
 from mailbackup.jobs.files import load_jobs
 from mailbackup.model.job import PartSeen, Proof, Seen, Status
 from mailbackup.model.results import Fact, SeenAge, StatusResult
-from mailbackup.upkeep.status import read_status, replaced
+from mailbackup.upkeep.status import GOOD_SECONDS, read_status, replaced
 
-GOOD_SECONDS = 26 * 3600
-"""A night may begin late and last long; two hours later than a day means that one is missing."""
 NOTHING_FREED = 14
 """Incomplete snapshots in a row, after which it is said that nothing is being freed."""
 _PROOF_DAYS = 8

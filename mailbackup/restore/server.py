@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mailbackup.errors import MailbackupError
+from mailbackup.errors import DamageError, MailbackupError
 from mailbackup.model.drill import StepResult
 from mailbackup.model.events import OnEvent, Phase
 from mailbackup.model.finding import Finding
@@ -119,19 +119,23 @@ class Rebuild:
         return "; ".join(merge(self.root, saved))
 
     def _files(self, step: ServerStep) -> str:
-        placed = self.source.place(step.paths, step.without, self.root or "/", RootAccounts.of(self.root))
-        self.placed.add(placed)
+        placed = self._count(self.source.place(step.paths, step.without, self.root or "/", RootAccounts.of(self.root)))
         return f"{placed.files} files"
 
     def _mail(self, _step: ServerStep) -> str:
-        placed = self.source.place_mail(self.root or "/", RootAccounts.of(self.root))
-        self.placed.add(placed)
+        placed = self._count(self.source.place_mail(self.root or "/", RootAccounts.of(self.root)))
         return f"{placed.messages} messages"
 
+    def _count(self, placed: Placed) -> Placed:
+        """Remember what was put in place. Raises DamageError when something was not: the step has failed then, though the rest of it is there."""
+        self.placed.add(placed)
+        lost = [finding for finding in placed.findings if not finding.harmless]
+        if lost:
+            raise DamageError(f"not restored: {len(lost)}, first {lost[0].subject}: {lost[0].detail}")
+        return placed
+
     def _command(self, step: ServerStep) -> str:
-        said = self._run(step.argv, step.timeout)
-        if said.status != 0 or (step.silent and said.err.strip()):
-            raise CannotAsk(f"'{' '.join(step.argv)}' ended with status {said.status}: {said.complaint}")
+        self._run(step.argv, step.timeout).check(step.argv, silent=step.silent)
         return ""
 
     def _directory(self, step: ServerStep) -> str:
@@ -151,12 +155,13 @@ class Rebuild:
         shutil.rmtree(staging, ignore_errors=True)
         os.makedirs(staging, mode=0o700)
         try:
-            self.source.place(tuple(places), (), staging, accounts)
+            placed = self.source.place(tuple(places), (), staging, accounts)
             held, loose = self._hold(staging, queue, places, accounts.user_id(step.owner) or 0)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         if held:
             self._rename_to_inodes()
+        self._count(placed)
         aside = f"; {loose} that were not queued yet lie in {queue}/restored-maildrop" if loose else ""
         return f"{held} messages on hold{aside}"
 
@@ -190,9 +195,8 @@ class Rebuild:
     def _rename_to_inodes(self) -> None:
         """A queue file is named by its inode, which is another one here. `postsuper` does it."""
         with self._own_log() as config:
-            said = self._run(("postsuper", "-c", config, "-s"), 60)
-        if said.status != 0:
-            raise CannotAsk(f"'postsuper -s' ended with status {said.status}: {said.complaint}")
+            argv = ("postsuper", "-c", config, "-s")
+            self._run(argv, 60).check(argv)
 
     @contextmanager
     def _own_log(self) -> Iterator[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mailbackup.errors import AlreadyExists, UsageError
-from mailbackup.host import atomic_write, translated
+from mailbackup.host import SEARCH_PATH, atomic_write, translated
 from mailbackup.model.job import Job
 from mailbackup.schedule.cron import Cron
 from mailbackup.schedule.zone import host_zone
@@ -18,7 +18,6 @@ from mailbackup.schedule.zone import host_zone
 MARKER = "# Written by 'mailbackup schedule install', which writes it anew and removes it with --remove: do not edit."
 CRON_FILE = "/etc/cron.d/mailbackup"
 UNITS = "/etc/systemd/system"
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 Files = dict[str, str]
 
@@ -51,7 +50,7 @@ def program_words() -> tuple[str, ...]:
 
 def cron_files(jobs: Iterable[Job], setting: Setting) -> Files:
     """The file for cron.d. Raises UsageError for a job in another zone than the host's, which cron does not know."""
-    lines = [MARKER, "# Output means that something went wrong; cron mails it.", "SHELL=/bin/sh", f"PATH={_PATH}"]
+    lines = [MARKER, "# Output means that something went wrong; cron mails it.", "SHELL=/bin/sh", f"PATH={SEARCH_PATH}"]
     for job in jobs:
         if job.zone and job.zone != host_zone():
             raise UsageError(

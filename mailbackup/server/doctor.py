@@ -29,16 +29,15 @@ from mailbackup.schedule.zone import host_zone
 from mailbackup.server.exposed import identity_checks
 from mailbackup.server.published import published
 from mailbackup.server.survey import asking, look, used
-from mailbackup.stores.local import RESERVE_BYTES, RESERVE_PERCENT
+from mailbackup.stores.local import reserve_of
 from mailbackup.systems.accounts import accounts_of
 from mailbackup.systems.ask import Ask, CannotAsk
 from mailbackup.systems.known import NAMES, Survey
 from mailbackup.systems.known import system as adapter
-from mailbackup.upkeep.status import read_status
+from mailbackup.upkeep.status import GOOD_SECONDS, read_status
 from mailbackup.vault.chain import check_vault_info, find_head
 from mailbackup.vault.statefile import remembered
 
-_LATE = 26 * 3600  # seconds; as `status` judges it
 _FIRST_CLOCK = 1_704_067_200  # 2024: a clock before this was never set
 
 
@@ -147,7 +146,7 @@ def _room(store: StoreConfig, name: str) -> Iterator[Check]:
         )
         return
     free, total = free_bytes(store.path)
-    reserve = min(total * RESERVE_PERCENT // 100, RESERVE_BYTES) if store.reserve is None else store.reserve
+    reserve = reserve_of(total) if store.reserve is None else store.reserve
     if free <= reserve:
         text = f"{free >> 20} MiB are free, and {reserve >> 20} MiB of them are never used"
         yield _problem(name, text, f"Free space on the file system of {store.path}, or set 'reserve' of the store lower.")
@@ -195,7 +194,7 @@ def _history(seen: _Look) -> Iterator[Check]:
         yield _warning("last snapshot", text, "mailbackup backup")
         return
     age = int((utc_now() - parse_stamp(good.time)).total_seconds())
-    if age > _LATE:
+    if age > GOOD_SECONDS:
         text = f"the newest good snapshot, {good.seq}, is {age // 3600} hours old"
         yield _warning(
             "last snapshot", text, "mailbackup job run nightly, and see with 'mailbackup schedule show' what starts it by itself"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mailbackup.errors import NotFound, SafetyRefusal, StoreUnavailable, UsageError
 from mailbackup.model.account import Account
+from mailbackup.systems.accounts import account_of
 from mailbackup.systems.ask import Ask, CannotAsk, Said
 
 _LIMIT = 30  # seconds for a question
@@ -63,11 +64,7 @@ class Dovecot:
             )
         if said.status != 0:
             raise self._no_answer(said)
-        fields = dict(line.partition("\t")[::2] for line in said.lines[1:])
-        return Account(
-            name=self.user, home=fields.pop("home", ""), mail=fields.pop("mail", ""), uid=fields.pop("uid", ""), gid=fields.pop("gid", ""),
-            fields=fields,
-        )  # fmt: skip
+        return account_of(self.user, said.out)
 
     def quotas(self) -> list[Quota]:
         """The limits of the mailbox; none where no quota is configured."""

@@ -24,7 +24,7 @@ from mailbackup.drill.podman import PREFIX, Podman
 from mailbackup.drill.rootfs import unpack
 from mailbackup.drill.run import Between, Drill, Rehearsal
 from mailbackup.drill.scratch import Bwrap, Engine
-from mailbackup.errors import DrillImpossible, MailbackupError, NotFound
+from mailbackup.errors import DrillImpossible, MailbackupError
 from mailbackup.host import parse_stamp, scratch_directory, utc_now
 from mailbackup.model import codec
 from mailbackup.model.drill import DrillResult, PhaseTime
@@ -36,7 +36,7 @@ from mailbackup.restore.server import Source
 from mailbackup.restore.snapshot_source import SnapshotSource
 from mailbackup.stores.counted import CountedStore
 from mailbackup.systems.ask import Ask, CannotAsk
-from mailbackup.systems.known import NAMES
+from mailbackup.systems.known import names
 from mailbackup.upkeep.acts import add_drill
 from mailbackup.vault.reader import VaultReader
 
@@ -48,8 +48,7 @@ def boot(context: Context, *, between: Between | None = None) -> DrillResult:
     """Start the configuration of this host in a scratch machine. Raises DrillImpossible where there is nothing to start, or no way to."""
     if not context.config.systems.use:
         raise DrillImpossible("no systems are configured", hint='Set use = "auto" in [systems].')
-    use = NAMES if context.config.systems.use == "auto" else context.config.systems.use
-    source = LiveSource(Ask(), use)
+    source = LiveSource(Ask(), names(context.config.systems.use))
     began = time.monotonic()
     try:
         _refuse_nothing(source)
@@ -102,7 +101,7 @@ def _from_vault(
     with use_vault(context) as (reader, store):
         snapshot = reader.snapshot(reader.find(at))
         source = SnapshotSource(reader, snapshot, context.on_event, durable=False)
-        source.choose(_sample(source) if kind == "light" else None)
+        source.choose(sample([row for row, _ in reader.mailboxes(snapshot)], snapshot.seq) if kind == "light" else None)
         _refuse_nothing(source)
         with _scratch(context) as root:
             first = time.monotonic()
@@ -115,17 +114,17 @@ def _from_vault(
         return _recorded(context, reader, store, result)
 
 
-def _sample(source: SnapshotSource) -> set[str]:
-    """Keys of the mailboxes for a light drill: others for each snapshot, small enough to be quick, and one with messages if there is any."""
-    rows = sorted((row for row, _ in source.reader.mailboxes(source.snapshot)), key=lambda row: row.key)
-    random.Random(source.snapshot.seq).shuffle(rows)  # noqa: S311 (a sample, no secret)
-    rows.sort(key=lambda row: row.messages == 0)
+def sample(rows: list[MailboxRow], seed: int) -> set[str]:
+    """Keys of the mailboxes for a light drill: others for each snapshot, few enough to be quick, and one with messages if there is any."""
+    full = sorted((row for row in rows if row.messages), key=lambda row: row.key)
+    random.Random(seed).shuffle(full)  # noqa: S311 (a sample, no secret)
     chosen: list[MailboxRow] = []
-    for row in rows:
+    for row in full:
         size, count = sum(one.bytes for one in chosen) + row.bytes, sum(one.messages for one in chosen) + row.messages
         if len(chosen) < SAMPLE_MAILBOXES and size <= SAMPLE_BYTES and count <= SAMPLE_MESSAGES:
             chosen.append(row)
-    return {row.key for row in chosen or rows[:1]}
+    smallest = sorted(full, key=lambda row: row.bytes)[:1]
+    return {row.key for row in chosen or smallest}
 
 
 def _refuse_nothing(source: Source) -> None:
@@ -154,11 +153,15 @@ def _scratch(context: Context) -> Iterator[str]:
 def _result(
     kind: Literal["boot", "light", "full"], engine: str, done: Rehearsal, began: float, snapshot: Snapshot | None = None, mailboxes: int = 0
 ) -> DrillResult:  # fmt: skip
+    findings: tuple[Finding, ...] = ()
+    if snapshot is not None and not done.messages:
+        findings = (Finding(FindingKind.NOT_RESTORED, "mail", "no message was restored, so nothing is proven of the mail"),)
     age = None if snapshot is None else int((utc_now() - parse_stamp(snapshot.time)).total_seconds())
     return DrillResult(
-        outcome="proven" if done.proven else "failed", kind=kind, engine=engine, seq=None if snapshot is None else snapshot.seq, mailboxes=mailboxes,
+        outcome="proven" if done.proven and not findings else "failed", kind=kind, engine=engine, seq=None if snapshot is None else snapshot.seq,
+        mailboxes=mailboxes,
         messages=done.messages, probes=tuple(done.probes), steps=tuple(done.steps), phases=tuple(done.phases),
-        rto_s=round(time.monotonic() - began, 3), rpo_s=age,
+        rto_s=round(time.monotonic() - began, 3), rpo_s=age, findings=findings,
     )  # fmt: skip
 
 
@@ -176,7 +179,7 @@ def _recorded(context: Context, reader: VaultReader, store: CountedStore, result
         row = ObjectRow(key=drill_key(utc_now()), sha256=digest(sealed), size=len(sealed))
         store.put(row.key, sealed)
         act = add_drill(store, reader.anchors, signer, row)
-    except (MailbackupError, NotFound) as error:
+    except MailbackupError as error:
         found = Finding(FindingKind.NOT_RECORDED, "drill", f"the result is not in the store: {error.message}")
         return codec.changed(result, findings=(*result.findings, found))
     return codec.changed(result, act=act)

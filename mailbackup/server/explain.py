@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from mailbackup.capture.directory import _excluded
+from mailbackup.capture.directory import excluded
 from mailbackup.capture.locate import locate
 from mailbackup.capture.mailbox import FoundMailbox
 from mailbackup.capture.reading import begins_with
@@ -153,7 +153,7 @@ def _kept_out(config: DirectoryConfig, path: bytes) -> str | None:
     for part in _above(path, root):
         whole = os.path.join(root, part)
         for glob in config.exclude:
-            if _excluded((glob,))(part, os.path.basename(part), False):
+            if excluded((glob,))(part, os.path.basename(part), False):
                 return f"excluded by '{glob}'" + ("" if whole == path else f", which fits {show(whole)}")
         if os.path.islink(os.path.dirname(whole)) and os.path.dirname(whole) != root:
             return f"{show(os.path.dirname(whole))} is a symbolic link; the link is saved, not what it leads to"

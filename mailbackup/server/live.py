@@ -30,12 +30,12 @@ from mailbackup.restore.target import Target
 from mailbackup.server.dovecot import Dovecot, Status
 from mailbackup.server.session import Mail, Session
 from mailbackup.server.staged import compare, folders_of, narrow, read, take_over
+from mailbackup.stores.local import reserve_of
 
 STAGING = "/var/tmp"  # noqa: S108  its directories are made private, and no pattern of mailboxes looks here
 PREFIX = "mailbackup-live-"
 LOCKS = "/run/mailbackup"
 PARENT = "Recovered"
-_RESERVE_SHARE, _RESERVE = 20, 5 << 30  # a twentieth of the file system, at most 5 GiB, as in a store
 _FILE = 4096  # bytes of the disk that a small file takes at least
 _LIMIT, _BYTES_A_SECOND, _MESSAGES_A_SECOND = 120, 1 << 20, 50  # of the slowest disk that is waited for
 
@@ -281,7 +281,7 @@ def _ids(account: Account) -> tuple[int, int]:
 def check_disk(path: str, needed: int) -> None:
     """Raises NoSpace when writing `needed` bytes on the file system of `path` would use its reserve."""
     free, total = free_bytes(path)
-    reserve = min(total // _RESERVE_SHARE, _RESERVE)
+    reserve = reserve_of(total)
     if total and free - reserve < needed:
         raise NoSpace(
             f"{path} has {free >> 20} MiB free, of which {reserve >> 20} MiB are kept in reserve: {-(-needed >> 20)} MiB more would use them",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 
 from mailbackup.access import Context, use_vault
 from mailbackup.errors import NotFound, UsageError
@@ -14,8 +13,6 @@ from mailbackup.model.system import ServerStep
 from mailbackup.restore.server import Rebuild, Runner
 from mailbackup.restore.snapshot_source import SnapshotSource
 from mailbackup.systems.ask import Ask, Said
-
-ToDo = Callable[[ServerStep], bool]
 
 
 def restore_server(context: Context, *, target: str | None, at: str = "latest") -> ServerResult:
@@ -41,7 +38,7 @@ def restore_server(context: Context, *, target: str | None, at: str = "latest") 
             done = rebuild.execute()
             forget_names()
             steps = [*done, *(row for row in steps if row.action == "start")]
-    failed = any(step.outcome == "failed" for step in steps) or any(not finding.harmless for finding in rebuild.placed.findings)
+    failed = any(step.outcome == "failed" for step in steps)
     return ServerResult(
         outcome="planned" if target is None else ("incomplete" if failed else "complete"), seq=snapshot.seq, target=target or "", steps=tuple(steps),
         messages=rebuild.placed.messages, files=rebuild.placed.files, seconds=round(time.monotonic() - began, 3),

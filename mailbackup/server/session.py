@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import IO, NamedTuple, Self
 
 from mailbackup.errors import StoreUnavailable
+from mailbackup.host import SEARCH_PATH
 
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CHUNK = 1 << 20
 _LITERAL = re.compile(rb"\{(\d+)\}\r\n\Z")
 _NAMESPACE = re.compile(rb'\* NAMESPACE \(\("((?:[^"\\]|\\.)*)" "((?:[^"\\]|\\.))"', re.IGNORECASE)
@@ -62,7 +62,7 @@ class Session:
         self._user = user
         self._process = subprocess.Popen(
             ["doveadm", "exec", "imap", "-u", user],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={"PATH": _PATH, "LC_ALL": "C.UTF-8"}, cwd="/",
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={"PATH": SEARCH_PATH, "LC_ALL": "C.UTF-8"}, cwd="/",
         )  # fmt: skip
         self._watch = threading.Timer(limit, self._process.kill)
         self._watch.daemon = True

@@ -6,7 +6,7 @@ from mailbackup.config import Config
 from mailbackup.errors import NotFound, SourceError
 from mailbackup.model.results import SystemResult, SystemRow, SystemsResult
 from mailbackup.systems.ask import Ask
-from mailbackup.systems.known import NAMES, Survey, survey
+from mailbackup.systems.known import NAMES, Survey, names, survey
 from mailbackup.systems.known import system as adapter
 
 
@@ -14,7 +14,7 @@ def used(config: Config | None) -> tuple[str, ...]:
     """Names of the systems that the configuration saves."""
     if config is None:
         return ()
-    return NAMES if config.systems.use == "auto" else config.systems.use
+    return names(config.systems.use)
 
 
 def asking(config: Config | None) -> Ask:

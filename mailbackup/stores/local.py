@@ -33,6 +33,13 @@ from mailbackup.stores.local_tree import TEMP, components, enter, entered, walk
 
 RESERVE_PERCENT = 5  # a full /var stops Postfix: the smaller of these two is left free (design section 4.6)
 RESERVE_BYTES = 5 << 30
+
+
+def reserve_of(total: int) -> int:
+    """Bytes that are never used of a file system of this size, where nothing else is configured."""
+    return min(total * RESERVE_PERCENT // 100, RESERVE_BYTES)
+
+
 CHECK_EVERY = 16 << 20  # bytes that may be written before the free space is asked for again
 STALE_TEMP = 24 * 3600  # seconds after which no writer can still be at work on a file in .tmp
 
@@ -126,7 +133,7 @@ class LocalStore:
         free, total = free_bytes(self.path)
         if total == 0 or key.startswith("acts/"):  # size unknown to the file system, or exempt
             return wanted + CHECK_EVERY
-        reserve = min(total * RESERVE_PERCENT // 100, RESERVE_BYTES) if self._reserve is None else self._reserve
+        reserve = reserve_of(total) if self._reserve is None else self._reserve
         if free - reserve < wanted:
             raise NoSpace(
                 f"store {self.name} at {self.path} has {free >> 20} MiB free, of which {reserve >> 20} MiB are kept in reserve: "

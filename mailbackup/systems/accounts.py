@@ -70,7 +70,7 @@ def _rows(ask: Ask, names: list[str], driver: str) -> list[Account]:
     said = ask.run("doveadm", "user", *names, timeout=_SECONDS)
     blocks = said.out.removeprefix("field\tvalue\n").rstrip("\n").split("\n\n")  # an empty line stands between two of them
     if said.status == 0 and len(blocks) == len(names):
-        return [_account(name, block, driver) for name, block in zip(names, blocks, strict=True)]
+        return [account_of(name, block, driver) for name, block in zip(names, blocks, strict=True)]
     if len(names) == 1:
         if "doesn't exist" in said.out + said.err:
             return []
@@ -79,7 +79,8 @@ def _rows(ask: Ask, names: list[str], driver: str) -> list[Account]:
     return _rows(ask, names[:half], driver) + _rows(ask, names[half:], driver)
 
 
-def _account(name: str, block: str, driver: str) -> Account:
+def account_of(name: str, block: str, driver: str = "") -> Account:
+    """The account in what `doveadm user` says of one; `driver` for 2.4, which gives the path alone."""
     fields = dict(line.split("\t", 1) for line in block.splitlines() if "\t" in line)
     fields.pop("field", None)
     path = fields.pop("mail_path", "")  # 2.4; the driver is a setting there and no field

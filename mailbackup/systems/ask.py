@@ -6,15 +6,15 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from mailbackup.host import SEARCH_PATH
 from mailbackup.model.system import Chosen, LeftOut
 
 T = TypeVar("T")
 
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SMALL = 16 << 20  # bytes of a configuration file
 
 
@@ -42,6 +42,11 @@ class Said:
         worst = [row for row in rows if re.search(r"\b(fatal|panic|error)\b", row, re.IGNORECASE)]
         return (worst or rows or ["it said nothing"])[0]
 
+    def check(self, argv: Iterable[str], *, silent: bool = False) -> None:
+        """Raises CannotAsk when it failed; with `silent` words on stderr are a failure too."""
+        if self.status != 0 or (silent and self.err.strip()):
+            raise CannotAsk(f"'{' '.join(argv)}' ended with status {self.status}: {self.complaint}")
+
 
 class Ask:
     """The host as it is now. `directories` are the `[[directory]]` sources of the configuration."""
@@ -49,7 +54,7 @@ class Ask:
     def __init__(self, directories: tuple[str, ...] = (), environment: dict[str, str] | None = None) -> None:
         self.directories = directories
         self._answers: dict[str, Any] = {}
-        self._environment = {"PATH": _PATH, "LC_ALL": "C.UTF-8", "HOME": "/root", **(environment or {})}
+        self._environment = {"PATH": SEARCH_PATH, "LC_ALL": "C.UTF-8", "HOME": "/root", **(environment or {})}
 
     def once(self, name: str, question: Callable[[], T]) -> T:
         """The answer to a question that is dear, asked once in the life of this object."""
@@ -66,43 +71,30 @@ class Ask:
 
     def run(self, *argv: str, timeout: float = 30) -> Said:
         """Run a program to its end. Raises CannotAsk when it cannot be started or takes too long; its status is for the caller to judge."""
+        done = self._run(argv, timeout)
+        return Said(done.returncode, done.stdout.decode("utf-8", "surrogateescape"), done.stderr.decode("utf-8", "replace"))
+
+    def said(self, *argv: str, timeout: float = 30) -> Said:
+        """As `run`, but a status other than 0 raises CannotAsk."""
+        answer = self.run(*argv, timeout=timeout)
+        answer.check(argv)
+        return answer
+
+    def output(self, argv: tuple[str, ...], timeout: float) -> bytes:
+        """What a program wrote, byte for byte. Raises CannotAsk when it failed."""
+        done = self._run(argv, timeout)
+        Said(done.returncode, "", done.stderr.decode("utf-8", "replace")).check(argv)
+        return done.stdout
+
+    def _run(self, argv: tuple[str, ...], timeout: float) -> subprocess.CompletedProcess[bytes]:
         try:
-            done = subprocess.run(
+            return subprocess.run(
                 argv, stdin=subprocess.DEVNULL, capture_output=True, env=self._environment, timeout=timeout, check=False, cwd="/"
             )
         except subprocess.TimeoutExpired:
             raise CannotAsk(f"'{' '.join(argv)}' did not answer within {timeout:.0f} s") from None
         except OSError as error:
             raise CannotAsk(f"cannot run {argv[0]}: {error.strerror}") from None
-        return Said(done.returncode, done.stdout.decode("utf-8", "surrogateescape"), done.stderr.decode("utf-8", "replace"))
-
-    def said(self, *argv: str, timeout: float = 30) -> Said:
-        """As `run`, but a status other than 0 raises CannotAsk."""
-        answer = self.run(*argv, timeout=timeout)
-        if answer.status != 0:
-            raise CannotAsk(f"'{' '.join(argv)}' ended with status {answer.status}: {answer.complaint}")
-        return answer
-
-    def stream(self, argv: Iterable[str], timeout: float) -> Iterator[bytes]:
-        """The output of a program, as it comes. Raises CannotAsk when it fails, also at its end: what came before is then not to be used."""
-        argv = tuple(argv)
-        try:
-            process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=self._environment, cwd="/"
-            )
-        except OSError as error:
-            raise CannotAsk(f"cannot run {argv[0]}: {error.strerror}") from None
-        try:
-            out, err = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            raise CannotAsk(f"'{' '.join(argv)}' did not end within {timeout:.0f} s") from None
-        finally:
-            process.kill()
-            process.wait()
-        if process.returncode != 0:
-            said = Said(process.returncode, "", err.decode("utf-8", "replace"))
-            raise CannotAsk(f"'{' '.join(argv)}' ended with status {said.status}: {said.complaint}")
-        yield out
 
     # -- files
 

@@ -112,10 +112,9 @@ class Dovecot:
 
     def probes(self, inventory: Inventory) -> tuple[Probe, ...]:
         """Configuration as captured, all accounts known, every mailbox as its clients know it."""
-        config = inventory.facts["config"]
         return (
             Probe(name="dovecot.config", system=self.name, kind="config", tier="boot", settings={
-                "argv": ("doveconf", "-n"), "dump": ("dovecot/doveconf.txt",), "config": config}),
+                "argv": ("doveconf", "-n"), "dump": ("dovecot/doveconf.txt",)}),
             Probe(name="dovecot.accounts", system=self.name, kind="users", tier="boot", settings={"dump": (ACCOUNTS,)}),
             *(
                 Probe(name=f"imap.{what}", system=self.name, kind="mailboxes", settings={"what": (what,)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import Literal
 
 from mailbackup.model import codec
 from mailbackup.model.finding import Finding, FindingKind
@@ -30,6 +31,11 @@ class Survey:
 
     inventories: list[Inventory] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+
+
+def names(use: Literal["auto"] | tuple[str, ...]) -> tuple[str, ...]:
+    """The adapters that `[systems] use` means."""
+    return NAMES if use == "auto" else use
 
 
 def system(name: str) -> System | None:

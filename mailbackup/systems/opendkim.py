@@ -23,6 +23,7 @@ from mailbackup.systems.ask import Ask, CannotAsk
 
 _CONFIG = "/etc/opendkim.conf"
 _DEFAULTS = "/etc/default/opendkim"
+_ED25519_BYTES = 44  # of its structure; an RSA key has more than a hundred
 _KINDS = ("refile", "file", "csl", "db", "bdb", "dsn", "ldap", "ldapi", "ldaps", "lua", "memcache", "mdb", "erlang", "socket", "reprd")
 _LOOKUPS = ("ldap", "ldapi", "ldaps", "dsn", "memcache", "erlang", "socket", "reprd")
 
@@ -282,17 +283,17 @@ def _record_problems(ask: Ask, selector: str, domain: str, path: str) -> Iterato
 
 def public_half(ask: Ask, path: str) -> str:
     """The `p=` of the record for a private key, in base64. Raises CannotAsk."""
-    kind = ask.said("openssl", "pkey", "-in", path, "-noout", "-text_pub").out[:40].lower()
-    pem = ask.said("openssl", "pkey", "-in", path, "-pubout").out
-    der = "".join(line for line in pem.splitlines() if not line.startswith("-"))
     try:
-        return _bare(der) if "ed25519" in kind else der
+        return record_of(ask.said("openssl", "pkey", "-in", path, "-pubout").out)[1]
     except binascii.Error:
         raise CannotAsk(f"openssl does not say what the public half of {path} is") from None
 
 
-def _bare(der: str) -> str:
-    return base64.b64encode(base64.b64decode(der)[-32:]).decode()  # the key without the structure around it
+def record_of(pem: str) -> tuple[str, str]:
+    """`k=` and `p=` of the record for a public key: RSA in its structure, Ed25519 bare (RFC 8463). Raises binascii.Error when it is none."""
+    text = "".join(line for line in pem.splitlines() if not line.startswith("-"))
+    der = base64.b64decode(text)
+    return ("ed25519", base64.b64encode(der[-32:]).decode()) if len(der) == _ED25519_BYTES else ("rsa", text)
 
 
 def record_key(text: str) -> str:

@@ -29,7 +29,6 @@ from mailbackup.systems.maps import BUILT, tables_in, text_rows
 
 _QUEUES = ("maildrop", "hold", "incoming", "active", "deferred")  # where messages lie
 _MADE = ("private", "public", "pid", "dev", "etc", "lib", "usr", "var", "run", "bounce", "defer", "trace", "flush", "corrupt")
-_BUILT = BUILT
 _DATABASES = ("mysql", "pgsql", "ldap", "mongodb")
 _NO_TABLES = ("unix", "inet", "inet6", "local", "tcp", "socketmap", "lmtp", "smtp", "relay", "http", "https", "file", "fifo", "exec")
 _CACHE = re.compile(r"_cache_(database|map)|address_verify_map|_random_")  # made anew by daemons, and no tables that anybody wrote
@@ -101,7 +100,7 @@ class Postfix:
                 "queue": (queue,),
                 "owner": (owner,),
                 "maps": tuple(
-                    name for kind, path in maps if (name := f"{kind}:{path}") not in aliases and kind in _BUILT and ask.exists(path)
+                    name for kind, path in maps if (name := f"{kind}:{path}") not in aliases and kind in BUILT and ask.exists(path)
                 ),
                 "aliases": aliases,
                 "ports": tuple(dict.fromkeys(_ports(ask.said("postconf", "-M").out))),
@@ -154,13 +153,13 @@ class Postfix:
         facts = inventory.facts
         rows = [
             Probe(name="postfix.config", system=self.name, kind="config", tier="boot", settings={
-                "argv": ("postconf", "-n"), "dump": ("postfix/main.cf",), "config": facts["config"]}),
+                "argv": ("postconf", "-n"), "dump": ("postfix/main.cf",)}),
             Probe(name="postfix.services", system=self.name, kind="config", tier="boot", settings={
-                "argv": ("postconf", "-M"), "dump": ("postfix/master.cf",), "config": facts["config"]}),
+                "argv": ("postconf", "-M"), "dump": ("postfix/master.cf",)}),
             Probe(name="postfix.maps", system=self.name, kind="maps", tier="boot", settings={
                 "maps": facts.get("maps", ()), "aliases": facts.get("aliases", ())}),
-            Probe(name="mail.delivery", system=self.name, kind="mail", tier="boot", settings={"domains": facts.get("domains", ())}),
-            Probe(name="postfix.queue", system=self.name, kind="queue", settings={"queue": facts["queue"], "dump": ("postfix/queue.json",)}),
+            Probe(name="mail.delivery", system=self.name, kind="mail", tier="boot"),
+            Probe(name="postfix.queue", system=self.name, kind="queue", settings={"dump": ("postfix/queue.json",)}),
         ]  # fmt: skip
         submission = [port for port in facts.get("ports", ()) if port != "25"] or ["25"]
         if facts.get("auth"):
@@ -174,10 +173,10 @@ class Postfix:
         for name in (*inventory.facts.get("maps", ()), *aliases):
             kind, _, path = name.partition(":")
             build = f"{'postalias' if name in aliases else 'postmap'} {name}"
-            text, built = ask.status(path), ask.status(path + _BUILT[kind])
+            text, built = ask.status(path), ask.status(path + BUILT[kind])
             if built is None:
                 found.append(
-                    Finding(FindingKind.CONFIG_DOUBT, path, f"there is no {path}{_BUILT[kind]}: Postfix refuses mail. Run: {build}")
+                    Finding(FindingKind.CONFIG_DOUBT, path, f"there is no {path}{BUILT[kind]}: Postfix refuses mail. Run: {build}")
                 )
             elif text is not None and built.st_mtime < text.st_mtime:
                 found.append(
@@ -196,18 +195,18 @@ def _tables(ask: Ask, settings: str) -> list[tuple[str, str]]:
 def _built_anew(ask: Ask, maps: list[tuple[str, str]], config: str) -> Iterator[LeftOut]:
     """Built tables of the configuration whose text is there; without it they are all that there is."""
     for kind, path in maps:
-        if kind in _BUILT and path.startswith(config + "/") and ask.exists(path):
-            yield LeftOut(path[len(config) + 1 :] + _BUILT[kind], "built anew from its text")
+        if kind in BUILT and path.startswith(config + "/") and ask.exists(path):
+            yield LeftOut(path[len(config) + 1 :] + BUILT[kind], "built anew from its text")
 
 
 def _map_files(ask: Ask, maps: list[tuple[str, str]], config: str, findings: list[Finding]) -> Iterator[Chosen]:
     """Files that tables are read from. Of one without its text the built form is all that there is."""
     for kind, path in maps:
-        built = path + _BUILT.get(kind, "")
+        built = path + BUILT.get(kind, "")
         if ask.exists(path):
             if not path.startswith(config + "/"):
                 yield from ask.chosen(path, f"a table ({kind})")
-        elif kind in _BUILT and ask.exists(built):
+        elif kind in BUILT and ask.exists(built):
             yield from ask.chosen(built, f"a table ({kind}) whose text is gone")
         else:
             findings.append(Finding(FindingKind.CONFIG_DOUBT, path, f"the configuration names it as a table ({kind}), but it is not there"))
@@ -248,7 +247,7 @@ def _milters(settings: str) -> tuple[str, ...]:
 def _aliases(ask: Ask) -> tuple[str, ...]:
     """Tables in the form of `aliases`, which `postalias` builds; `postmap` would take `root:` for a key."""
     names = tables_in(ask.said("postconf", "-xh", "alias_maps", "alias_database").out)
-    return tuple(dict.fromkeys(f"{kind}:{os.path.normpath(path)}" for kind, path in names if kind in _BUILT and ask.exists(path)))
+    return tuple(dict.fromkeys(f"{kind}:{os.path.normpath(path)}" for kind, path in names if kind in BUILT and ask.exists(path)))
 
 
 def _ports(services: str) -> Iterator[str]:
@@ -266,8 +265,3 @@ def _domains(ask: Ask) -> tuple[str, ...]:
     keys = (key for key, _ in text_rows(ask, tables_in(said)))
     words = (word for word in re.split(r"[\s,]+", said) if ":" not in word and "/" not in word)
     return tuple(dict.fromkeys(word for word in (*words, *keys) if "." in word and not word.startswith(("!", "."))))
-
-
-def path_of(name: str) -> str:
-    """`hash:/etc/aliases` → `/etc/aliases`."""
-    return os.path.normpath(name.partition(":")[2])

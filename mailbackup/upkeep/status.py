@@ -18,6 +18,8 @@ from mailbackup.model.job import PartSeen, Proof, ScrubPlace, Seen, Status
 from mailbackup.model.results import BackupResult
 
 FILE_NAME = "status.json"
+GOOD_SECONDS = 26 * 3600
+"""Age up to which a snapshot is good: a night may begin late and last long; two hours later than a day means that one is missing."""
 
 
 def read_status(state_dir: str) -> Status:

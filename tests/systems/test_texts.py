@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from mailbackup.config import SYSTEM_NAMES
 from mailbackup.model.account import Account
 from mailbackup.server.found import fits, patterns_of
 from mailbackup.systems.accounts import accounts_of
@@ -14,7 +13,6 @@ from mailbackup.systems.ask import Ask, CannotAsk
 from mailbackup.systems.databases import hosts_in
 from mailbackup.systems.doveconf import settings_of, values
 from mailbackup.systems.dovecot import common_homes
-from mailbackup.systems.known import NAMES
 from mailbackup.systems.maps import leading_to, rows, tables_in
 from mailbackup.systems.opendkim import record_key
 from mailbackup.systems.tls import chained
@@ -151,7 +149,3 @@ def test_accounts_when_the_database_is_away(tmp_path: Path):
     ask = fake(tmp_path, "doveadm", "if [ \"$2\" = '*' ]; then echo b; echo a; else echo 'Fatal: no database' >&2; exit 75; fi")
     with pytest.raises(CannotAsk, match="no database"):
         accounts_of(ask)
-
-
-def test_the_configuration_knows_every_adapter():
-    assert SYSTEM_NAMES == NAMES

@@ -19,6 +19,7 @@ from mailbackup.model.account import Accounts
 from mailbackup.model.codec import decode
 from mailbackup.model.system import Probe
 from mailbackup.systems.dovecot import ACCOUNTS
+from mailbackup.systems.opendkim import record_of
 
 _ARRIVES = 20  # seconds that a delivery may take
 
@@ -167,10 +168,8 @@ def _record(bench: Bench, path: str) -> bytes:
     said = bench.run("openssl", "pkey", "-in", path, "-pubout")
     if said.status != 0:
         raise ProbeFailed(f"cannot read the restored key {path}: {said.complaint}")
-    public = "".join(line for line in said.out.splitlines() if not line.startswith("-"))
-    if len(base64.b64decode(public)) < 64:
-        return b"v=DKIM1; k=ed25519; p=" + base64.b64encode(base64.b64decode(public)[-32:])
-    return b"v=DKIM1; k=rsa; p=" + public.encode()
+    kind, public = record_of(said.out)
+    return f"v=DKIM1; k={kind}; p={public}".encode()
 
 
 def _verifies(message: bytes, records: dict[str, bytes]) -> bool:

@@ -8,6 +8,7 @@ import stat
 from itertools import islice
 
 from mailbackup.drill.probes.bench import Bench, ProbeFailed, ProbeSkipped
+from mailbackup.errors import MailbackupError
 from mailbackup.model.ids import from_name, show
 from mailbackup.model.system import Probe
 from mailbackup.restore.accounts import RootAccounts, rows_of
@@ -56,7 +57,7 @@ def _rows(bench: Bench, path: str, *, aliases: bool) -> list[tuple[str, str]]:
     """Entries of a table's text, those that go over several lines left out."""
     try:
         text = bench.source.read(path).decode("utf-8", "replace")
-    except Exception as error:
+    except MailbackupError as error:
         raise ProbeFailed(f"the snapshot has no text of {path}: {error}") from None
     lines = text.splitlines()
     found = []
