@@ -167,7 +167,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *accounts: tuple[str
     for name, script in programs.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "bin" / name).chmod(0o755)
-    monkeypatch.setattr("mailbackup.systems.ask._PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    monkeypatch.setattr("mailbackup.systems.ask.SEARCH_PATH", f"{tmp_path}/bin:/usr/bin:/bin")
 
 
 def options(tmp_path: Path, *more: str) -> tuple[str, ...]:
