@@ -6,7 +6,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV := $(VENV)/.dev
 # What tests run: name of the program, and of its Debian package where that differs.
-PROGRAMS := age zstd openssl podman runc mmdebstrap bwrap:bubblewrap mbsync:isync setfacl:acl nsenter:util-linux setpriv:util-linux ssh:openssh-client ip:iproute2
+PROGRAMS := age zstd openssl podman runc mmdebstrap bwrap:bubblewrap mbsync:isync setfacl:acl nsenter:util-linux setpriv:util-linux ssh:openssh-client ip:iproute2 sshd:openssh-server
+# What pip builds borg from.
+LIBRARIES := libacl1-dev libssl-dev liblz4-dev libzstd-dev libxxhash-dev pkg-config
 
 .PHONY: quickstart test lint cases bench bench-quick campaign clean
 
@@ -17,6 +19,9 @@ $(READY): pyproject.toml
 	@touch $@
 
 $(DEV): $(READY)
+	@pkg-config --exists libcrypto liblz4 libzstd libxxhash 2>/dev/null && test -e /usr/include/sys/acl.h || { \
+		if [ "$$(id -u)" = 0 ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $(LIBRARIES) >/dev/null; \
+		else echo "borg is built with the tests and needs libraries; run: sudo apt-get install $(LIBRARIES)"; exit 1; fi; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 

@@ -47,6 +47,11 @@ class Context:
         return os.path.join(self.state_dir, FILE_NAME)
 
 
+def store_dir(context: Context, name: str) -> str:
+    """Where the store called `name` keeps what it needs on this host. It may be cleared at any time."""
+    return os.path.join(context.state_dir, "stores", name)
+
+
 def writer_key_path(config_path: str) -> str:
     """Where the host's signing key lies: beside the configuration, not in the state, which may be cleared at any time."""
     return os.path.splitext(config_path)[0] + ".key"
@@ -79,7 +84,7 @@ def use_store(context: Context, *, only: bool = False) -> Iterator[CountedStore]
     chosen = [store for store in stores if context.store in (None, store.name)]
     if not chosen:
         raise UsageError(f"there is no store {context.store}", hint=f"Configured: {', '.join(store.name for store in stores)}.")
-    store = CountedStore(open_store(chosen[0].url, chosen[0].name, reserve=chosen[0].reserve))
+    store = CountedStore(open_store(chosen[0], work_dir=store_dir(context, chosen[0].name)))
     try:
         yield store
     finally:

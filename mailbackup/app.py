@@ -117,7 +117,10 @@ def init(options: InitOptions) -> InitResult:
         files=dict(made.files),
     )  # fmt: skip
     with ExitStack() as stack, ExitStack() as undo:
-        stores = [stack.enter_context(contextlib.closing(open_store(s.url, s.name, create=True))) for s in config.stores]
+        stores = [
+            stack.enter_context(contextlib.closing(open_store(s, create=True, work_dir=os.path.join(options.state_dir, "stores", s.name))))
+            for s in config.stores
+        ]
         for store in stores:
             check_empty(store)
         _write_new(undo, options.kit_out, recovery.render(kit, options.passphrase).encode())

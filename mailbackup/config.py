@@ -18,6 +18,7 @@ from urllib.parse import quote
 from mailbackup.errors import ConfigInvalid, ConfigMissing, KeyProblem, UsageError
 from mailbackup.model.codec import Record, convert
 from mailbackup.model.options import (
+    STORE_OPTIONS,
     WORDS,
     BackupConfig,
     Config,
@@ -33,14 +34,35 @@ from mailbackup.model.options import (
 from mailbackup.model.tree import DUMPS, SYSTEM
 
 __all__ = ["BackupConfig", "Config", "DirectoryConfig", "Host", "MailConfig", "NotifyConfig", "Recipient", "StoreConfig", "Trust"]
-__all__ += ["check", "compose", "default_path", "default_store_dir", "file_url", "literal_root", "load", "mail_name", "parse", "render"]
+__all__ += [
+    "check",
+    "compose",
+    "default_path",
+    "default_store_dir",
+    "file_url",
+    "literal_root",
+    "load",
+    "mail_name",
+    "parse",
+    "render",
+    "store_problems",
+]
 __all__ += ["SystemsConfig", "state_dir", "user_config", "without_secrets"]
 
 SYSTEM_CONFIG = "/etc/mailbackup/mailbackup.toml"
+_STORE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+_STORE_NUMBERS = (
+    ("reserve", 0, 1 << 60),
+    ("quota", 0, 1 << 60),
+    ("lock_days", 0, 3650),
+    ("bandwidth", 10_000, 1 << 40),
+    ("connections", 1, 64),
+    ("patience", 0, 86_400),
+)
 _LATER = {
     "": ("retention", "drill"),
     "notify": ("urls_file",),
-    "store": ("endpoint", "lock_days", "retention", "passphrase_command"),
+    "store": ("retention",),
     "mail": ("home", "export"),
 }  # section → keys that a later version will know
 
@@ -272,22 +294,48 @@ def _store_problems(config: Config) -> Iterator[_Problem]:
     for n, store in enumerate(config.stores):
         if not store.name or names.index(store.name) != n:
             yield f"store[{n}].name", f"two stores are called '{store.name}'" if store.name else "is empty", None
-        if store.reserve is not None and store.reserve < 0:
-            yield f"store[{n}].reserve", "is negative", None
-        scheme = store.url.partition("://")[0]
-        if scheme in ("s3", "borg", "borg+ssh"):
-            yield f"store[{n}].url", f"{scheme}:// is not supported by this version yet", "Use file:///absolute/path."
-        try:
-            path = store.path
-        except ValueError as error:
-            yield f"store[{n}].url", f"'{store.url}': {error}", None
-            continue
-        for source in (*(literal_root(m.path) for m in config.mail), *(d.path for d in config.directories)):
-            if _inside(path, source):
-                problem = f"{path} lies inside the source {source}: the vault would save itself"
-                yield f"store[{n}].url", problem, "Choose a place outside of all sources."
-    if len(config.stores) > 1:  # said here, so that it is not the nightly run that finds it
-        yield "store", "several [[store]] sections are not supported by this version yet", "Keep one of them."
+        elif not _STORE_NAME.fullmatch(store.name):
+            yield f"store[{n}].name", f"'{store.name}' is no name", "Letters, digits and . _ - (not at its beginning), at most 64."
+        for option, problem, hint in store_problems(store):
+            yield f"store[{n}].{option}", problem, hint
+        if store.scheme in ("file", "borg"):
+            yield from _place_problems(config, n, store)
+
+
+def _place_problems(config: Config, n: int, store: StoreConfig) -> Iterator[_Problem]:
+    """A store on this machine must not lie inside what is saved."""
+    try:
+        path = store.path
+    except ValueError as error:
+        yield f"store[{n}].url", f"'{store.url}': {error}", None
+        return
+    for source in (*(literal_root(m.path) for m in config.mail), *(d.path for d in config.directories)):
+        if _inside(path, source):
+            yield (
+                f"store[{n}].url",
+                f"{path} lies inside the source {source}: the vault would save itself",
+                "Choose a place outside of all sources.",
+            )
+
+
+def store_problems(store: StoreConfig) -> Iterator[_Problem]:
+    """Option, problem and hint of everything that is wrong with one `[[store]]` by itself."""
+    if store.scheme not in STORE_OPTIONS or "://" not in store.url:
+        shown = store.url.partition("://")[0] if "://" in store.url else store.url  # the rest may hold a password
+        yield "url", f"unknown kind of store '{shown}'", f"Known: {', '.join(f'{scheme}://' for scheme in STORE_OPTIONS)}."
+        return
+    defaults = StoreConfig(name="", url="")
+    for option in StoreConfig.__struct_fields__[2:]:
+        if getattr(store, option) != getattr(defaults, option) and option not in STORE_OPTIONS[store.scheme]:
+            yield option, f"means nothing for a {store.scheme}:// store", "Remove it."
+    for option, low, high in _STORE_NUMBERS:
+        value = getattr(store, option)
+        if value is not None and not low <= value <= high:
+            yield option, f"{value} is not between {low} and {high}", None
+    if store.scheme != "file" and ("@" in store.url and ":" in store.url.partition("://")[2].partition("@")[0]):
+        yield "url", "holds a password", "Passwords do not belong into this file: see the guide of this kind of store."
+    if store.scheme == "s3" and not re.fullmatch(r"s3://[A-Za-z0-9.-]{3,63}(/[^?#]*)?", store.url):
+        yield "url", f"'{store.url}': expected s3://bucket/folder", None
 
 
 def _inside(path: str, directory: str) -> bool:
@@ -378,6 +426,8 @@ def _option(row: Record, option: str, comments: bool) -> list[str]:
 def _toml(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(_toml(member) for member in value)}]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_toml(key)} = {_toml(member)}" for key, member in value.items()) + " }"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # a TOML string is a JSON string, save for DEL
 
 

@@ -34,20 +34,59 @@ class Trust(Record, frozen=True, kw_only=True):
 
 
 class StoreConfig(Record, frozen=True, kw_only=True):
-    """`[[store]]`. `reserve` in bytes of free space; None = 5 % of the file system, at most 5 GiB."""
+    """`[[store]]`. Sizes in bytes, `bandwidth` in bytes per second, `patience` in seconds. `reserve`: None = 5 % of the file system, at most 5 GiB."""
 
     name: str
     url: str
+    # a directory
     reserve: int | None = None
+    quota: int | None = None
+    # S3
+    endpoint: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    addressing: Literal["auto", "path", "virtual"] = "auto"
+    ca_bundle: str | None = None
+    storage_class: str | None = None
+    sse: Literal["AES256", "aws:kms"] | None = None
+    sse_key: str | None = None
+    tags: dict[str, str] = {}
+    lock_days: int = 0
+    lock_mode: Literal["governance", "compliance"] = "compliance"
+    create_only: bool = True
+    bandwidth: int | None = None
+    connections: int = 8
+    patience: int = 120
+    # Borg
+    passphrase_command: str | None = None
+    rsh: str | None = None
+    remote_path: str | None = None
+    borg_path: str = "borg"
+
+    @property
+    def scheme(self) -> str:
+        """Kind of its address: `file`, `s3`, `borg` or `borg+ssh`; whatever else stands there."""
+        return self.url.partition("://")[0].lower()
 
     @property
     def path(self) -> str:
-        """Absolute path of a `file://` store. Raises ValueError for other addresses."""
-        scheme, _, rest = self.url.partition("://")
-        path = unquote(rest, errors="surrogateescape")
-        if scheme.lower() != "file" or not path.startswith("/") or "\0" in path:
-            raise ValueError("expected file:///absolute/path")
+        """Absolute path of a `file://` or `borg://` store. Raises ValueError for other addresses."""
+        path = unquote(self.url.partition("://")[2], errors="surrogateescape")
+        if self.scheme not in ("file", "borg") or not path.startswith("/") or "\0" in path:
+            raise ValueError(f"expected {'borg' if self.scheme == 'borg' else 'file'}:///absolute/path")
         return os.path.normpath(path)
+
+
+STORE_OPTIONS: dict[str, tuple[str, ...]] = {
+    "file": ("reserve", "quota"),
+    "s3": (
+        *("endpoint", "region", "profile", "addressing", "ca_bundle", "storage_class", "sse", "sse_key", "tags", "lock_days", "lock_mode"),
+        *("create_only", "bandwidth", "connections", "patience"),
+    ),
+    "borg": ("passphrase_command", "borg_path", "patience"),
+    "borg+ssh": ("passphrase_command", "rsh", "remote_path", "borg_path", "patience"),
+}
+"""Kind of address → the options of `[[store]]` that mean something there."""
 
 
 class MailConfig(Record, frozen=True, kw_only=True):
@@ -125,10 +164,30 @@ WORDS: dict[type[Record], dict[str, str]] = {
         "writer": "Public key of this host, which signs every snapshot.",
     },
     StoreConfig: {
-        "": "# Where backups go.",
+        "": "# Where backups go. This section may stand several times: every store gets every snapshot, and restores read the first that can be reached.",
         "name": "A short name, for --store.",
-        "url": "Its address: file:///absolute/path.",
-        "reserve": "Bytes of free space that are never used. The default is 5 % of the file system, at most 5 GiB. | 5368709120",
+        "url": "Its address: file:///absolute/path, s3://bucket/folder, borg:///absolute/path or borg+ssh://user@host:port/./path.",
+        "reserve": "file: bytes of free space that are never used. The default is 5 % of the file system, at most 5 GiB. | 5368709120",
+        "quota": "file: bytes that the store may hold. | 1099511627776",
+        "endpoint": 'S3: address of the service, unless it is AWS. | "https://s3.example.net"',
+        "region": 'S3: region. | "eu-central-1"',
+        "profile": 'S3: profile in ~/.aws/credentials; the default is what the environment says. | "mailbackup"',
+        "addressing": 'S3: "path" for services without a host name for each bucket.',
+        "ca_bundle": 'S3: file of the certificates that are trusted. | "/etc/ssl/certs/ca-certificates.crt"',
+        "storage_class": 'S3: storage class of packs; everything else is small and stays in the default class. | "STANDARD_IA"',
+        "sse": 'S3: encryption by the service ("AES256" or "aws:kms"); everything is sealed before it goes there anyway. | "AES256"',
+        "sse_key": 'S3: key for "aws:kms". | "alias/backup"',
+        "tags": 'S3: tags of every object. | { purpose = "backup" }',
+        "lock_days": "S3: nobody can remove an object before so many days (Object Lock); the bucket must be made for it.",
+        "lock_mode": 'S3: "compliance" binds everybody, "governance" all who lack a special permission.',
+        "create_only": "S3: false for a service that ignores If-None-Match (doctor finds out): then nothing protects against a second writer.",
+        "bandwidth": "S3: bytes per second, up and down. | 10000000",
+        "connections": "S3: requests at once.",
+        "patience": "Seconds that a request is tried again while the store does not answer.",
+        "passphrase_command": 'Borg: command that prints the passphrase of the repository. | "systemd-creds cat borg"',
+        "rsh": 'Borg: remote shell. | "ssh -i /root/.ssh/backup"',
+        "remote_path": 'Borg: program on the other side. | "borg-1.4"',
+        "borg_path": "Borg: program on this side.",
     },
     MailConfig: {
         "": "# Where mailboxes lie. This section may stand several times.",

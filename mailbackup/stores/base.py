@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from mailbackup.model.ids import ObjectKey
 
@@ -17,10 +17,14 @@ from mailbackup.model.ids import ObjectKey
 class StoreTraits:
     """What a store can do, as data: asked by those who depend on it, never guessed from its type."""
 
-    range_reads: bool  # get_range reads no more than it returns
+    range_reads: bool  # get_range reads little more than it returns
     create_only: bool  # put refuses an existing key atomically, also against another process
-    durable_after_put: bool  # an object survives a power cut once put has returned
+    durable_after_put: bool  # an object is durable, and visible to others, once put has returned; else once `flush` has
     trusted_time: bool = False  # stat().time is the store's, not the writer's
+    versions: bool = False  # what is replaced or deleted stays behind, see `Store.uncover`
+    object_lock: bool = False  # objects cannot be removed before a date
+    delete_granularity: Literal["object", "archive"] = "object"  # what has to be dead before its bytes are freed
+    parallel: int = 1  # requests at once that pay off
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +58,18 @@ class Store(Protocol):
         """Create the object, whole and durable.
 
         Raises KeyExists when the key exists, whatever its bytes, and changes nothing then; ValueError for a malformed key; StoreUnavailable,
-        StoreRefused or NoSpace, and then either the whole object exists (a lost answer) or nothing does.
+        StoreRefused or NoSpace, and then either the whole object exists (a lost answer) or nothing does. A put that the store itself repeats after
+        a lost answer is no KeyExists. Entries of the ledger and acts are durable at once, with all that was put before them, in every store.
         """
 
     def create(self, key: ObjectKey) -> AbstractContextManager[ObjectWriter]:
         """A writer for a large object. Leaving the context without commit aborts."""
+
+    def flush(self) -> None:
+        """Make everything that was put durable and visible to others, in the order in which it was put. Nothing to do where puts are durable.
+
+        Raises as `put` does; KeyExists when somebody else put one of the keys first, and then none of what was waiting exists.
+        """
 
     def get(self, key: ObjectKey, limit: int) -> bytes:
         """The whole object. Raises ObjectMissing when absent, ObjectDamaged when it is longer than `limit` bytes."""
@@ -81,8 +92,16 @@ class Store(Protocol):
     def prefixes(self, prefix: str) -> tuple[str, ...]:
         """The distinct next path components below `prefix` that hold objects (`ledger/` → `ledger/0000000000/`), sorted."""
 
+    def uncover(self, key: ObjectKey) -> bool:
+        """Look behind what may hide or replace an object: called by a reader to whom `key` is missing, or is not what it should be.
+
+        From now on this store reads the oldest version of `key` that it has not shown yet. Objects are written once, so the oldest is the
+        genuine one, and a newer one or a delete marker is what somebody did to it. False when there is none, as in a store without versions.
+        Listings of a store with versions show each key once, with the oldest version, also one that a marker hides.
+        """
+
     def delete(self, key: ObjectKey) -> None:
-        """Remove the object. An absent key is success."""
+        """Remove the object with all its versions. An absent key is success. Raises StoreRefused while a lock protects it."""
 
     def close(self) -> None:
-        """Release what the store holds."""
+        """Release what the store holds; what was put and not flushed is dropped."""

@@ -66,6 +66,15 @@ class CountedStore:
         self._count()
         return self._inner.prefixes(prefix)
 
+    def flush(self) -> None:
+        """No request of its own: it was counted when it was put."""
+        self._inner.flush()
+
+    def uncover(self, key: ObjectKey) -> bool:
+        """One request."""
+        self._count()
+        return self._inner.uncover(key)
+
     def delete(self, key: ObjectKey) -> None:
         """One request."""
         self._count()

@@ -119,6 +119,13 @@ class LocalStore:
         finally:
             writer.abort()
 
+    def flush(self) -> None:
+        """See `Store.flush`: every put was durable."""
+
+    def uncover(self, key: ObjectKey) -> bool:
+        """See `Store.uncover`: there are no versions."""
+        return False
+
     def delete(self, key: ObjectKey) -> None:
         """See `Store.delete`. Not flushed: a deletion that a power cut undoes leaves a dead pack, which the next prune removes."""
         with (

@@ -81,6 +81,13 @@ class MemoryStore:
             found = {next_component(key, prefix) for key in self._objects}
         return tuple(sorted(component for component in found if component is not None))
 
+    def flush(self) -> None:
+        """See `Store.flush`: every put was durable."""
+
+    def uncover(self, key: ObjectKey) -> bool:
+        """See `Store.uncover`: there are no versions."""
+        return False
+
     def delete(self, key: ObjectKey) -> None:
         """See `Store.delete`."""
         checked_key(key)

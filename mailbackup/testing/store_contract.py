@@ -67,6 +67,7 @@ class StoreContract:
     @pytest.mark.parametrize("data", [b"", b"\0", b"mail\r\n", BIG], ids=["empty", "nul", "text", "big"])
     def test_what_was_put_is_read_back(self, store: Store, data: bytes) -> None:
         store.put(KEY, data)
+        store.flush()
         again = self.reopen(store)
         assert again.get(KEY, len(data)) == data
         assert b"".join(again.stream(KEY)) == data
@@ -99,6 +100,27 @@ class StoreContract:
         assert keys(store) == sorted(names)
         assert all(store.get(key, LIMIT) == key.encode() for key in names)
 
+    def test_an_entry_is_there_for_others_at_once_with_all_that_was_put_before(self, store: Store) -> None:
+        store.put(KEY, b"pack")
+        store.put(entry_key(1), b"entry")
+        again = self.reopen(store)
+        assert keys(again) == sorted([KEY, entry_key(1)])
+        assert again.get(KEY, LIMIT) == b"pack"
+
+    def test_flush_is_harmless_where_nothing_waits(self, store: Store) -> None:
+        store.flush()
+        store.put(KEY, b"pack")
+        store.flush()
+        store.flush()
+        assert keys(self.reopen(store)) == [KEY]
+
+    def test_there_is_nothing_behind_an_object_that_was_put_once(self, store: Store) -> None:
+        store.put(KEY, b"pack")
+        store.flush()
+        assert not store.uncover(OTHER)
+        assert not store.uncover(KEY)
+        assert store.get(KEY, LIMIT) == b"pack"
+
     # ------------------------------------------------------------ create
 
     def test_an_object_appears_whole_at_commit_and_not_before(self, store: Store) -> None:
@@ -112,6 +134,7 @@ class StoreContract:
             writer.write(b"")
             writer.commit()
             assert keys(store) == [KEY]
+        store.flush()
         assert self.reopen(store).get(KEY, 2 * len(BIG)) == BIG + BIG[:1000]
 
     def test_an_object_without_bytes_can_be_committed(self, store: Store) -> None:

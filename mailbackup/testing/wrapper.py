@@ -74,6 +74,16 @@ class Wrapper:
         with self.around("prefixes", prefix):
             return self.inner.prefixes(prefix)
 
+    def flush(self) -> None:
+        """See `Store.flush`."""
+        with self.around("flush", ""):
+            self.inner.flush()
+
+    def uncover(self, key: ObjectKey) -> bool:
+        """See `Store.uncover`."""
+        with self.around("uncover", key):
+            return self.inner.uncover(key)
+
     def delete(self, key: ObjectKey) -> None:
         """See `Store.delete`."""
         with self.around("delete", key):

@@ -8,6 +8,7 @@ import os
 import pytest
 
 from mailbackup.errors import ConfigInvalid, StoreUnavailable
+from mailbackup.model.options import StoreConfig
 from mailbackup.stores.locate import open_store
 from mailbackup.testing.store_contract import VAULT
 
@@ -28,21 +29,21 @@ from mailbackup.testing.store_contract import VAULT
 )
 def test_an_address_that_no_store_understands_is_a_configuration_error(url: str) -> None:
     with pytest.raises(ConfigInvalid, match="cellar") as refused:
-        open_store(url, "cellar", create=True)
+        open_store(StoreConfig(name="cellar", url=url), create=True)
     assert "file:///" in refused.value.hint
 
 
 def test_the_password_of_an_unknown_address_is_not_shown() -> None:
     with pytest.raises(ConfigInvalid) as refused:
-        open_store("swift://user:hunter2@box", "cellar")
+        open_store(StoreConfig(name="cellar", url="swift://user:hunter2@box"))
     assert "hunter2" not in refused.value.message + refused.value.hint
 
 
 def test_a_file_address_opens_a_local_store(tmp_path: object) -> None:
     url = f"file://{tmp_path}/my%20store"
     with pytest.raises(StoreUnavailable):
-        open_store(url, "cellar")
-    with contextlib.closing(open_store(url, "cellar", create=True)) as store:
+        open_store(StoreConfig(name="cellar", url=url))
+    with contextlib.closing(open_store(StoreConfig(name="cellar", url=url), create=True)) as store:
         store.put(VAULT, b"{}")
         assert store.name == "cellar"
     assert os.listdir(f"{tmp_path}/my store") != []
