@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from mailbackup import kit as recovery
 from mailbackup.config import Config
 from mailbackup.crypto.age import AgeOpener, open_epoch
 from mailbackup.crypto.signing import SigningKey
-from mailbackup.errors import AnchorMismatch, ConfigInvalid, IdentityMissing, KeyMalformed, UsageError
+from mailbackup.errors import AnchorMismatch, IdentityMissing, KeyMalformed, KeyProblem, StoreError, UsageError
 from mailbackup.model.events import OnEvent, ignore
 from mailbackup.model.ids import PublicKey, VaultId
 from mailbackup.model.ledger import Anchors
+from mailbackup.model.options import StoreConfig
 from mailbackup.stores.counted import CountedStore
 from mailbackup.stores.locate import open_store
 from mailbackup.vault.epochs import EpochOpener
+from mailbackup.vault.nearest import Nearest
 from mailbackup.vault.reader import VaultReader
+from mailbackup.vault.replicas import Replica, Replicas
 from mailbackup.vault.statefile import FILE_NAME, remembered
 
 
@@ -29,7 +33,7 @@ class Context:
     config: Config
     config_path: str
     state_dir: str
-    store: str | None = None  # name of the store to read from; None = the first that answers
+    store: str | None = None  # name of the only store to use; None = all
     identity_file: str | None = None
     passphrase: Callable[[], str] | None = None  # asked when the identity file is protected by one
     on_event: OnEvent = ignore
@@ -40,6 +44,14 @@ class Context:
         trust = self.config.trust
         vault = VaultId(trust.vault)
         return Anchors(vault=vault, admin=PublicKey(trust.admin), head=remembered(self.state_path, vault).head)
+
+    def anchors_of(self, store: str) -> Anchors:
+        """The trust anchors for one store, which may be behind what was seen in another."""
+        anchors = self.anchors
+        if len(self.config.stores) == 1:
+            return anchors
+        pin = remembered(self.state_path, anchors.vault).stores.get(store)
+        return Anchors(vault=anchors.vault, admin=anchors.admin, head=pin)
 
     @property
     def state_path(self) -> str:
@@ -75,32 +87,96 @@ def writer_key(context: Context) -> SigningKey:
     return key
 
 
-@contextmanager
-def use_store(context: Context, *, only: bool = False) -> Iterator[CountedStore]:
-    """The store to use, open. `only`: for writing, where every configured store would have to get the same."""
+def chosen_stores(context: Context) -> tuple[StoreConfig, ...]:
+    """The stores that a command works on: the one that was named, or all. Raises UsageError when there is none of that name."""
     stores = context.config.stores
-    if only and len(stores) > 1:
-        raise ConfigInvalid("several [[store]] sections are not supported by this version yet", hint="Keep one of them.")
-    chosen = [store for store in stores if context.store in (None, store.name)]
+    chosen = tuple(store for store in stores if context.store in (None, store.name))
     if not chosen:
         raise UsageError(f"there is no store {context.store}", hint=f"Configured: {', '.join(store.name for store in stores)}.")
-    store = CountedStore(open_store(chosen[0], work_dir=store_dir(context, chosen[0].name)))
-    try:
-        yield store
-    finally:
-        store.close()
+    return chosen
+
+
+def open_place(context: Context, place: StoreConfig) -> CountedStore:
+    """A configured store, open."""
+    return CountedStore(open_store(place, work_dir=store_dir(context, place.name)))
 
 
 @contextmanager
-def use_vault(context: Context) -> Iterator[tuple[VaultReader, CountedStore]]:
+def use_store(context: Context, name: str | None = None) -> Iterator[CountedStore]:
+    """One store, open: `name`, or the nearest that was chosen."""
+    places = chosen_stores(context)
+    place = next((place for place in places if place.name == name), places[0])
+    with closing(open_place(context, place)) as store:
+        yield store
+
+
+class Traffic:
+    """What went to and came from all stores that a command used."""
+
+    def __init__(self) -> None:
+        self.stores: list[CountedStore] = []
+
+    @property
+    def requests(self) -> int:
+        """Requests so far."""
+        return sum(store.requests for store in self.stores)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that came so far."""
+        return sum(store.bytes_read for store in self.stores)
+
+
+@contextmanager
+def use_replicas(context: Context) -> Iterator[tuple[Replicas, Traffic]]:
+    """Every configured store, for a run that writes. One that cannot be opened is left out with its error."""
+    traffic = Traffic()
+    with ExitStack() as stack:
+        replicas = []
+        for place in context.config.stores:
+            try:
+                store = stack.enter_context(closing(open_place(context, place)))
+            except (StoreError, KeyProblem) as error:
+                replicas.append(Replica(place.name, None, error))
+            else:
+                traffic.stores.append(store)
+                replicas.append(Replica(place.name, store))
+        yield Replicas(replicas), traffic
+
+
+@contextmanager
+def use_nearest(context: Context) -> Iterator[tuple[Nearest, Traffic]]:
+    """The chosen stores, for reading: each is opened when it is first needed."""
+    traffic = Traffic()
+
+    def opened(place: StoreConfig) -> CountedStore:
+        store = open_place(context, place)
+        traffic.stores.append(store)
+        return store
+
+    nearest = Nearest([(place.name, partial(opened, place)) for place in chosen_stores(context)])
+    try:
+        yield nearest, traffic
+    finally:
+        nearest.close()
+
+
+@contextmanager
+def use_vault(context: Context) -> Iterator[tuple[VaultReader, Traffic]]:
     """The vault, open for reading with the identity that was given."""
     if context.identity_file is None:
         raise IdentityMissing("this needs an identity, since the contents of the vault are sealed")
     loaded = recovery.load_identity_file(context.identity_file, context.passphrase)
     anchors = common_anchors(context.anchors, loaded.anchors)
-    with use_store(context) as store:
-        opener = EpochOpener(store, lambda sealed: AgeOpener([open_epoch(sealed, loaded.identities)]))
-        yield VaultReader(store, anchors, opener), store
+    with use_nearest(context) as (nearest, traffic):
+        opener = EpochOpener(nearest, lambda sealed: AgeOpener([open_epoch(sealed, loaded.identities)]))
+        yield open_reader(context, nearest, anchors, opener), traffic
+
+
+def open_reader(context: Context, nearest: Nearest, anchors: Anchors, opener: EpochOpener) -> VaultReader:
+    """A reader that knows what this host has seen in each store."""
+    known = remembered(context.state_path, anchors.vault)
+    return VaultReader(nearest, anchors, opener, known.stores, None if known.head is None else known.head[0])
 
 
 def common_anchors(ours: Anchors, kits: Anchors | None) -> Anchors:

@@ -16,7 +16,18 @@ from typing import Literal
 
 from mailbackup import config as configuration
 from mailbackup import kit as recovery
-from mailbackup.access import Context, common_anchors, use_store, use_vault, writer_key, writer_key_path
+from mailbackup.access import (
+    Context,
+    Traffic,
+    chosen_stores,
+    common_anchors,
+    use_nearest,
+    use_replicas,
+    use_store,
+    use_vault,
+    writer_key,
+    writer_key_path,
+)
 from mailbackup.audit.walk import Auditor
 from mailbackup.capture.engine import Run, Sources
 from mailbackup.config import Config, SystemsConfig, Trust
@@ -29,11 +40,13 @@ from mailbackup.errors import (
     IdentityMissing,
     KeyMalformed,
     StateUnusable,
+    StoreError,
 )
 from mailbackup.host import atomic_write, forget_names, run_lock, stamp, utc_now
 from mailbackup.model.events import Phase, Stop, never
 from mailbackup.model.finding import Finding, FindingKind
 from mailbackup.model.ids import PublicKey, VaultId, new_vault_id
+from mailbackup.model.options import store_to_url
 from mailbackup.model.results import (
     BackupResult,
     Fetched,
@@ -47,22 +60,21 @@ from mailbackup.model.results import (
 )
 from mailbackup.model.tree import MailboxTree, Snapshot
 from mailbackup.model.version import TOOL, VERSION
+from mailbackup.replication import Replication
 from mailbackup.restore.browse import mailbox_lines, message_bytes, message_lines
 from mailbackup.restore.execute import Executor
 from mailbackup.restore.plan import Planner, RestorePlan, plan_files, plan_mailbox
 from mailbackup.restore.target import Target
-from mailbackup.stores.counted import CountedStore
 from mailbackup.stores.locate import open_store
 from mailbackup.systems.ask import Ask
 from mailbackup.systems.known import names, survey
 from mailbackup.upkeep.scrub import scrub
 from mailbackup.upkeep.status import remember_backup
-from mailbackup.vault.chain import Link, check_vault_info
+from mailbackup.vault.chain import Link
 from mailbackup.vault.create import check_empty, new_vault, put_vault
 from mailbackup.vault.epochs import EpochOpener
 from mailbackup.vault.reader import VaultReader
 from mailbackup.vault.rebuild import rebuild
-from mailbackup.vault.replay import start
 from mailbackup.vault.state import State
 from mailbackup.vault.statefile import FILE_NAME, move_aside, remembered
 from mailbackup.vault.writer import VaultWriter, WriterKeys, ensure_epoch
@@ -113,7 +125,7 @@ def init(options: InitOptions) -> InitResult:
     made = new_vault(vault, created, admin, writer.public)
     kit = recovery.Kit(
         vault=vault, created=created, host=options.host, identity=identity.secret, recipient=identity.recipient, admin_seed=admin.seed_hex,
-        admin=admin.public, writer=writer.public, stores=tuple((store.name, store.url) for store in config.stores), head=made.head,
+        admin=admin.public, writer=writer.public, stores=tuple((store.name, store_to_url(store)) for store in config.stores), head=made.head,
         files=dict(made.files),
     )  # fmt: skip
     with ExitStack() as stack, ExitStack() as undo:
@@ -168,8 +180,7 @@ def _backup(context: Context, findings: list[Finding], *, rescan: bool, accept_s
     context.on_event(Phase("looking at the vault"))
     anchors = context.anchors
     with ExitStack() as stack:
-        store = stack.enter_context(use_store(context, only=True))
-        check_vault_info(store, anchors)
+        replicas, traffic = stack.enter_context(use_replicas(context))
         state = stack.enter_context(contextlib.closing(State(context.state_path, anchors.vault)))
         anchors = context.anchors  # anew: a state that was damaged, and is moved aside by now, pins nothing
         if state.moved_aside is not None:
@@ -178,21 +189,23 @@ def _backup(context: Context, findings: list[Finding], *, rescan: bool, accept_s
         keys = WriterKeys(
             writer_key(context), anchors, tuple(r.key for r in config.recipients), AgeKeyMaker([r.key for r in config.recipients])
         )
-        findings = findings + start(store, state, anchors, keys.signer.public)
-        epoch = ensure_epoch(store, state, keys)
+        replication = Replication(context, replicas, traffic, anchors, stop)
+        findings = findings + replication.begin(state, keys.signer.public)
+        epoch = ensure_epoch(replicas, state, keys)
         workers = _workers(config)
         threads = workers + 1 if workers else 0  # no workers: everything happens in this thread, in one order
-        sealer = stack.enter_context(contextlib.closing(AdaptiveSealer(epoch.recipient, workers)))
-        writer = stack.enter_context(
-            contextlib.closing(VaultWriter(store, state, keys, sealer, epoch, level=config.backup.level, threads=threads))
-        )
-        rescan = rescan or _rescan_due(state, config.backup.rescan_days)
-        run = Run(_sources(config, rescan=rescan, accept_shrink=accept_shrink), state, writer, findings, context.on_event, stop)
-        seq, outcome = run.run()
+        with ExitStack() as line:
+            sealer = line.enter_context(contextlib.closing(AdaptiveSealer(epoch.recipient, workers)))
+            writer = VaultWriter(replicas, state, keys, sealer, epoch, level=config.backup.level, threads=threads)
+            line.enter_context(contextlib.closing(writer))
+            rescan = rescan or _rescan_due(state, config.backup.rescan_days)
+            run = Run(_sources(config, rescan=rescan, accept_shrink=accept_shrink), state, writer, findings, context.on_event, stop)
+            seq, outcome = run.run()
+        stores, behind = replication.finish()
         return BackupResult(
             seq=seq, outcome=outcome, mailboxes=run.totals.mailboxes, messages=run.totals.messages, new_messages=run.totals.new_messages,
-            files=run.totals.files, bytes_read=run.totals.read_bytes, bytes_stored=writer.bytes_stored, requests=store.requests,
-            seconds=round(time.monotonic() - began, 3), findings=tuple(run.findings),
+            files=run.totals.files, bytes_read=run.totals.read_bytes, bytes_stored=writer.bytes_stored, requests=traffic.requests,
+            seconds=round(time.monotonic() - began, 3), stores=stores, findings=(*run.findings, *behind),
         )  # fmt: skip
 
 
@@ -234,14 +247,21 @@ def _workers(config: Config) -> int:
 def snapshots(context: Context) -> list[SnapshotRow]:
     """All snapshots of the vault, oldest first. Needs no identity; counts are known only for those that this host made."""
     known = remembered(context.state_path, VaultId(context.config.trust.vault)).counts
-    with use_store(context) as store:
-        reader = VaultReader(store, context.anchors, EpochOpener(store, None))
+    with use_nearest(context) as (nearest, _):
+        reader = VaultReader(
+            nearest, context.anchors, EpochOpener(nearest, None), remembered(context.state_path, context.anchors.vault).stores
+        )
+        heads = reader.heads()
         rows = []
         for link in reader.snapshots():
             messages, size = known.get(link.seq, (None, None))
             entry = link.entry
-            outcome = entry.outcome or "incomplete"
-            rows.append(SnapshotRow(seq=link.seq, time=entry.time, messages=messages, bytes=size, outcome=outcome, stores=(store.name,)))
+            stores = tuple(name for name, head in heads.items() if head >= link.seq)
+            rows.append(
+                SnapshotRow(
+                    seq=link.seq, time=entry.time, messages=messages, bytes=size, outcome=entry.outcome or "incomplete", stores=stores
+                )
+            )
         return rows[::-1]
 
 
@@ -289,11 +309,11 @@ def restore_mailbox(
 ) -> RestoreResult:
     """Put a mailbox (None = every mailbox, one folder per address) under the directory `to`. Needs an identity."""
     began = time.monotonic()
-    with use_vault(context) as (reader, store):
+    with use_vault(context) as (reader, traffic):
         snapshot = reader.snapshot(reader.find(at))
         if address is not None:
             _, tree = reader.mailbox(snapshot, address, location)
-            return _restore_tree(context, reader, store, tree, snapshot.seq, to, folder, overwrite=overwrite, dry_run=dry_run)
+            return _restore_tree(context, reader, traffic, tree, snapshot.seq, to, folder, overwrite=overwrite, dry_run=dry_run)
         if not dry_run:
             Target(to).prepare()  # also when there is no mailbox: what was asked for exists then, empty
         results, taken = [], set()
@@ -304,13 +324,13 @@ def restore_mailbox(
                 taken.add(name)
                 place = os.path.join(to, _folder_of(name))
                 results.append(
-                    _restore_tree(context, reader, store, tree, snapshot.seq, place, folder, overwrite=overwrite, dry_run=dry_run)
+                    _restore_tree(context, reader, traffic, tree, snapshot.seq, place, folder, overwrite=overwrite, dry_run=dry_run)
                 )
-        return _summed(results, snapshot.seq, store, began)
+        return _summed(results, snapshot.seq, traffic, began)
 
 
 def _restore_tree(
-    context: Context, reader: VaultReader, store: CountedStore, tree: MailboxTree, seq: int, to: str, folder: str | None, *, overwrite: bool,
+    context: Context, reader: VaultReader, traffic: Traffic, tree: MailboxTree, seq: int, to: str, folder: str | None, *, overwrite: bool,
     dry_run: bool,
 ) -> RestoreResult:  # fmt: skip
     """Restore one mailbox."""
@@ -319,7 +339,7 @@ def _restore_tree(
     target = Target(to)
     planner = Planner(target, overwrite=overwrite)
     plan_mailbox(reader, tree, planner, folder=folder)
-    return _executed(context, reader, store, planner.plan, target, seq, began, overwrite=overwrite, dry_run=dry_run)
+    return _executed(context, reader, traffic, planner.plan, target, seq, began, overwrite=overwrite, dry_run=dry_run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,13 +358,13 @@ def planned_mailbox(
 ) -> Iterator[PlannedMailbox]:
     """A mailbox planned for a target of the caller's choice, which is empty. Needs an identity."""
     began = time.monotonic()
-    with use_vault(context) as (reader, store):
+    with use_vault(context) as (reader, traffic):
         snapshot = reader.snapshot(reader.find(at))
         _, tree = reader.mailbox(snapshot, address, location)
         context.on_event(Phase("reading the listing"))
         planner = Planner(target, overwrite=False)
         plan_mailbox(reader, tree, planner, folder=folder)
-        run = partial(_executed, context, reader, store, planner.plan, target, snapshot.seq, began, overwrite=False)
+        run = partial(_executed, context, reader, traffic, planner.plan, target, snapshot.seq, began, overwrite=False)
         yield PlannedMailbox(snapshot.seq, tree.address, planner.plan, run)
 
 
@@ -353,18 +373,18 @@ def restore_files(
 ) -> RestoreResult:
     """Put files and directories of `[[directory]]` sources under `to`, with their whole paths. Needs an identity."""
     began = time.monotonic()
-    with use_vault(context) as (reader, store):
+    with use_vault(context) as (reader, traffic):
         snapshot = reader.snapshot(reader.find(at))
         target = Target(to)
         planner = Planner(target, overwrite=overwrite)
         plan_files(reader, snapshot, planner, [os.fsencode(os.path.abspath(path)) for path in paths])
-        return _executed(context, reader, store, planner.plan, target, snapshot.seq, began, overwrite=overwrite, dry_run=dry_run)
+        return _executed(context, reader, traffic, planner.plan, target, snapshot.seq, began, overwrite=overwrite, dry_run=dry_run)
 
 
 def _executed(
     context: Context,
     reader: VaultReader,
-    store: CountedStore,
+    traffic: Traffic,
     plan: RestorePlan,
     target: Target,
     seq: int,
@@ -383,8 +403,8 @@ def _executed(
     kept = sum(step.is_message for step in plan.kept)
     return RestoreResult(
         outcome="complete" if all(finding.harmless for finding in done.findings) else "incomplete", seq=seq, messages=done.messages + kept,
-        files=done.files, bytes=done.bytes, kept=len(plan.kept), fetched=Fetched(store.requests, store.bytes_read),
-        seconds=round(time.monotonic() - began, 3), findings=tuple(done.findings),
+        files=done.files, bytes=done.bytes, kept=len(plan.kept), fetched=Fetched(traffic.requests, traffic.bytes_read),
+        seconds=round(time.monotonic() - began, 3), findings=(*done.findings, *reader.stores.findings),
     )  # fmt: skip
 
 
@@ -394,7 +414,7 @@ def _folder_of(name: str) -> str:
     return safe if safe.strip(".") else safe.replace(".", "%2E")
 
 
-def _summed(results: list[RestoreResult], seq: int, store: CountedStore, began: float) -> RestoreResult:
+def _summed(results: list[RestoreResult], seq: int, traffic: Traffic, began: float) -> RestoreResult:
     outcomes = {result.outcome for result in results}
     outcome: Literal["planned", "incomplete", "complete"] = "complete"
     if outcomes == {"planned"}:
@@ -404,8 +424,8 @@ def _summed(results: list[RestoreResult], seq: int, store: CountedStore, began: 
     return RestoreResult(
         outcome=outcome, seq=seq, messages=sum(r.messages for r in results), files=sum(r.files for r in results),
         bytes=sum(r.bytes for r in results), kept=sum(r.kept for r in results),
-        fetched=Fetched(store.requests, store.bytes_read),
-        seconds=round(time.monotonic() - began, 3), findings=tuple(f for r in results for f in r.findings), plan=tuple(p for r in results for p in r.plan),
+        fetched=Fetched(traffic.requests, traffic.bytes_read),
+        seconds=round(time.monotonic() - began, 3), findings=tuple(dict.fromkeys(f for r in results for f in r.findings)), plan=tuple(p for r in results for p in r.plan),
     )  # fmt: skip
 
 
@@ -415,21 +435,48 @@ def _summed(results: list[RestoreResult], seq: int, store: CountedStore, began: 
 def verify(context: Context, *, decrypt: bool = False, sample: float | None = None) -> VerifyResult:
     """Check the vault: without a key everything that is public, with `decrypt` also what is sealed. `sample` is a share, 0 < s <= 1."""
     began = time.monotonic()
+    places = chosen_stores(context)
+    checked, away = [], None
+    for place in places:
+        try:
+            checked.append(_verify_store(replace(context, store=place.name), decrypt, sample, several=len(places) > 1))
+        except StoreError as error:
+            away = away or error  # the others are checked all the same
+    findings = tuple(finding for result in checked for finding in result.findings)
+    clean = all(finding.harmless for finding in findings)
+    if away is not None and clean:
+        raise away  # not checked is not clean
+    return VerifyResult(
+        outcome="clean" if clean else "damaged", decrypted=decrypt,
+        objects=sum(result.objects for result in checked), bytes=sum(result.bytes for result in checked),
+        blobs=sum(result.blobs for result in checked), seconds=round(time.monotonic() - began, 3), findings=findings,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    """What checking one store came to."""
+
+    objects: int
+    bytes: int
+    blobs: int
+    findings: list[Finding]
+
+
+def _verify_store(context: Context, decrypt: bool, sample: float | None, *, several: bool) -> _Verified:
+    """Check one store, each of its bytes for itself."""
+    name = str(context.store)
     blobs, opened = 0, 0
+    with use_store(context) as store:
+        scrubbed = scrub(store, context.anchors_of(name), sample=sample, on_event=context.on_event)
+    findings = scrubbed.findings
     if decrypt:
-        with use_vault(context) as (reader, store):
-            scrubbed = scrub(store, reader.anchors, sample=sample, on_event=context.on_event)
+        with use_vault(context) as (reader, _):
             audited = Auditor(reader, scrubbed.registry, context.on_event, sample).run(_sound_snapshots(reader))
             findings, blobs, opened = scrubbed.findings + audited.findings, audited.blobs, audited.bytes
-    else:
-        with use_store(context) as store:
-            scrubbed = scrub(store, context.anchors, sample=sample, on_event=context.on_event)
-            findings = scrubbed.findings
-    clean = all(finding.harmless for finding in findings)
-    return VerifyResult(
-        outcome="clean" if clean else "damaged", decrypted=decrypt, objects=scrubbed.objects, bytes=scrubbed.bytes + opened, blobs=blobs,
-        seconds=round(time.monotonic() - began, 3), findings=tuple(findings),
-    )  # fmt: skip
+    if several:
+        findings = [Finding(found.kind, found.subject, f"store {name}: {found.detail}", found.snapshots) for found in findings]
+    return _Verified(scrubbed.objects, scrubbed.bytes + opened, blobs, findings)
 
 
 def _sound_snapshots(reader: VaultReader) -> Iterator[Link]:
@@ -444,11 +491,11 @@ def state_rebuild(context: Context) -> RebuildResult:
     """Make the local state anew from the latest snapshot. Needs an identity."""
     began = time.monotonic()
     os.makedirs(context.state_dir, mode=0o700, exist_ok=True)
-    with run_lock(os.path.join(context.state_dir, "lock")), use_vault(context) as (reader, store):
+    with run_lock(os.path.join(context.state_dir, "lock")), use_vault(context) as (reader, _):
         if os.path.exists(context.state_path):
             move_aside(context.state_path)
         with contextlib.closing(State(context.state_path, reader.anchors.vault)) as state:
-            seq, boxes, count = rebuild(store, state, reader, PublicKey(context.config.trust.writer), context.on_event)
+            seq, boxes, count = rebuild(reader.store, state, reader, PublicKey(context.config.trust.writer), context.on_event)
     return RebuildResult(seq=seq, mailboxes=boxes, messages=count, seconds=round(time.monotonic() - began, 3))
 
 
@@ -462,7 +509,7 @@ def write_kit(context: Context, *, out: str, page: str | None = None, passphrase
             f"{context.identity_file} is not a recovery kit", hint="A bare identity lacks the admin key; the old kit is needed."
         )
     anchors = common_anchors(context.anchors, old.anchors)
-    stores = tuple((store.name, store.url) for store in context.config.stores)
+    stores = tuple((store.name, store_to_url(store)) for store in context.config.stores)
     kit = replace(old, created=stamp(utc_now()), stores=stores, head=anchors.head)
     with ExitStack() as undo:
         _write_new(undo, os.path.abspath(out), recovery.render(kit, passphrase).encode())

@@ -30,6 +30,7 @@ from mailbackup.model.options import (
     StoreConfig,
     SystemsConfig,
     Trust,
+    store_from_url,
 )
 from mailbackup.model.tree import DUMPS, SYSTEM
 
@@ -375,7 +376,7 @@ def compose(
         host=Host(name=host),
         recipients=(Recipient(role="recovery", key=recipient),),
         trust=trust,
-        stores=tuple(StoreConfig(name=f"store{n}" if n > 1 else "local", url=url) for n, url in enumerate(stores, 1)),
+        stores=_stores(stores),
         mail=tuple(MailConfig(name=name, path=path, domain=domain) for name, path in zip(names, mail, strict=True)),
         directories=tuple(DirectoryConfig(name=path, path=path) for path in directories),
         systems=systems or SystemsConfig(),
@@ -387,6 +388,20 @@ def compose(
     return config
 
 
+def _stores(urls: tuple[str, ...]) -> tuple[StoreConfig, ...]:
+    """Stores named for their kind. Raises UsageError."""
+    names = _unique([_KINDS.get(url.partition("://")[0].lower(), "store") for url in urls])
+    try:
+        return tuple(store_from_url(name, url) for name, url in zip(names, urls, strict=True))
+    except ValueError as error:
+        raise UsageError(
+            f"--store: {error}", hint="Options stand behind a '?', as in s3://bucket/folder?endpoint=https://s3.example.net."
+        ) from None
+
+
+_KINDS = {"file": "local", "s3": "s3", "borg": "borg", "borg+ssh": "borg"}
+
+
 def _unique(names: list[str]) -> list[str]:
     return [name if names.index(name) == n else f"{name}-{names[: n + 1].count(name)}" for n, name in enumerate(names)]
 
@@ -394,11 +409,15 @@ def _unique(names: list[str]) -> list[str]:
 def render(config: Config, comments: bool = True) -> str:
     """The configuration as TOML. With `comments` every option is explained, and those at their default stand as comments."""
     blocks = [_HEAD] if comments else []
+    explained: set[tuple[type[Record], tuple[str, ...]]] = set()
     for field, key in zip(Config.__struct_fields__, Config.__struct_encode_fields__, strict=True):
         value = getattr(config, field)
         for n, row in enumerate(value if isinstance(value, tuple) else (value,)):
             header = f"[[{key}]]" if isinstance(value, tuple) else f"[{key}]"
-            body = [line for option in row.__struct_fields__ for line in _option(row, option, comments and n == 0)]
+            kind = (type(row), _options(row))
+            told = comments and kind not in explained  # a second section of its kind needs no words
+            explained.add(kind)
+            body = [line for option in kind[1] for line in _option(row, option, told)]
             if body or comments:
                 blocks.append("\n".join([*(WORDS[type(row)][""].splitlines() if comments and n == 0 else ()), header, *body]))
     if comments and not config.directories:
@@ -410,6 +429,13 @@ def without_secrets(config: Config) -> Config:
     """The configuration as it may be shown."""
     members = {field: getattr(config, field) for field in Config.__struct_fields__}
     return Config(**members | {"notify": NotifyConfig(ping=config.notify.ping and "(hidden)")})
+
+
+def _options(row: Record) -> tuple[str, ...]:
+    """The options that are written: of a store those that mean something for its kind."""
+    if isinstance(row, StoreConfig):
+        return ("name", "url", *STORE_OPTIONS.get(row.scheme, ()))
+    return row.__struct_fields__
 
 
 def _option(row: Record, option: str, comments: bool) -> list[str]:

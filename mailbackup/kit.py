@@ -20,6 +20,7 @@ from mailbackup.crypto.signing import SigningKey
 from mailbackup.errors import IdentityMissing, KeyMalformed
 from mailbackup.model.ids import Digest, PublicKey, VaultId
 from mailbackup.model.ledger import Anchors
+from mailbackup.model.options import StoreConfig, store_from_url
 
 Passphrase = Callable[[], str]
 
@@ -180,8 +181,21 @@ def _config(kit: Kit) -> Iterator[str]:
     yield from ("[host]", f"name = {_toml(kit.host)}", "[[recipient]]", 'role = "recovery"', f"key = {_toml(kit.recipient)}", "[trust]")
     yield from (f"{name} = {_toml(value)}" for name, value in (("vault", kit.vault), ("admin", kit.admin), ("writer", kit.writer)))
     for name, url in kit.stores:
-        yield from ("[[store]]", f"name = {_toml(name)}", f"url = {_toml(url)}")
+        yield from ("[[store]]", *_store(name, url))
     yield from ("[[directory]]", 'path = "/etc"')
+
+
+def _store(name: str, url: str) -> Iterator[str]:
+    """The options of a store; what stands behind the `?` of its address is one of them each."""
+    try:
+        store = store_from_url(name, url)
+    except ValueError:  # a kit of a newer version: a person corrects it
+        store = StoreConfig(name=name, url=url)
+    defaults = StoreConfig(name="", url="")
+    for option in StoreConfig.__struct_fields__:
+        value = getattr(store, option)
+        if value != getattr(defaults, option):
+            yield f"{option} = {_toml(value) if isinstance(value, str) else json.dumps(value)}"
 
 
 _COPY = r"sed -n '/^# *\[host\]/,/^# *path = /s/^# *//p' kit.txt > restore.toml"

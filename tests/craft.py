@@ -38,8 +38,10 @@ from mailbackup.model.tree import (
 )
 from mailbackup.vault.chain import find_head
 from mailbackup.vault.epochs import EpochOpener
+from mailbackup.vault.nearest import Nearest
 from mailbackup.vault.reader import VaultReader
 from mailbackup.vault.replay import start
+from mailbackup.vault.replicas import Replicas
 from mailbackup.vault.state import State
 from mailbackup.vault.trees import Item, RefTable, encode_flags, encode_segment
 from mailbackup.vault.units import LaneKind, Unit
@@ -59,9 +61,9 @@ class Craft:
         self._store = world.store()
         self._state = State(context.state_path, context.anchors.vault)
         keys = WriterKeys(writer_key(world), context.anchors, recipients, AgeKeyMaker(recipients))
-        start(self._store, self._state, context.anchors, keys.signer.public)
-        epoch = ensure_epoch(self._store, self._state, keys)
-        self.writer = VaultWriter(self._store, self._state, keys, AgeSealer(epoch.recipient), epoch, threads=0)
+        start(Replicas.of(self._store), self._state, context.anchors, keys.signer.public)
+        epoch = ensure_epoch(Replicas.of(self._store), self._state, keys)
+        self.writer = VaultWriter(Replicas.of(self._store), self._state, keys, AgeSealer(epoch.recipient), epoch, threads=0)
         self.unit = Unit("crafted")
         self.owner = Owner(0o640, os.geteuid(), None, os.getegid(), None)
 
@@ -241,6 +243,6 @@ def reading(world: World, anchors: Anchors | None = None) -> Iterator[VaultReade
     """The vault open for reading with the kit's identity, as commands have it; `anchors` in place of what configuration and state say."""
     identities = load_identity_file(world.kit, None).identities
     store = world.store()
-    opener = EpochOpener(store, lambda sealed: AgeOpener([open_epoch(sealed, identities)]))
-    yield VaultReader(store, anchors or world.context.anchors, opener)
+    opener = EpochOpener(Nearest.of(store), lambda sealed: AgeOpener([open_epoch(sealed, identities)]))
+    yield VaultReader(Nearest.of(store), anchors or world.context.anchors, opener)
     store.close()

@@ -12,7 +12,7 @@ from mailbackup import config
 from mailbackup.config import BackupConfig, Config, DirectoryConfig, MailConfig, StoreConfig, Trust, compose, load, parse, render
 from mailbackup.crypto.age import generate_identity
 from mailbackup.errors import ConfigInvalid, ConfigMissing, UsageError
-from mailbackup.model.options import WORDS
+from mailbackup.model.options import STORE_OPTIONS, WORDS
 
 KEY = generate_identity().recipient
 TRUST = Trust(vault="1" * 32, admin="2" * 64, writer="3" * 64)
@@ -53,7 +53,19 @@ def test_defaults():
 
 
 FULL = made(
-    stores=(StoreConfig(name='q"\\\x7f\t', url="file:///mnt/a%20b", reserve=1 << 40),),
+    stores=(
+        StoreConfig(name="cellar", url="file:///mnt/a%20b", reserve=1 << 40, quota=5),
+        StoreConfig(
+            name="off-site_2",
+            url="s3://bucket/mx1",
+            endpoint="https://s3.example.net",
+            tags={"a b": 'q"\\\x7f\t', "ü": ""},
+            lock_days=30,
+            create_only=False,
+        ),
+        StoreConfig(name="box", url="borg+ssh://u1@box.example.net:23/./mx1", passphrase_command="cat 'x y'", rsh="ssh -i k"),
+        StoreConfig(name="disk", url="borg:///mnt/borg"),
+    ),
     mail=(
         MailConfig(name="one", path="/srv/{user}", domain="example.org"),
         MailConfig(name="zwei – ü", path="/var/vmail/{domain}/{user}/Maildir"),
@@ -72,7 +84,7 @@ def test_what_is_written_reads_back(given: Config, comments: bool):
 def test_every_option_is_explained_and_shown():
     for record, words in WORDS.items():
         assert words.keys() == {"", *record.__struct_fields__}
-    text = render(parse(GOOD, "x"))
+    text = render(made(stores=FULL.stores))
     for record in WORDS:
         for option in record.__struct_fields__:
             assert f"\n{option} = " in text or f"\n# {option} = " in text, option
@@ -80,9 +92,10 @@ def test_every_option_is_explained_and_shown():
 
 
 def test_options_shown_as_comments_are_valid_when_uncommented():
-    text = render(parse(GOOD, "x"))
+    text = render(made(stores=FULL.stores[:3]))
     read = parse(re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE), "x")
-    assert (read.stores[0].reserve, read.mail[0].domain, read.directories[0].exclude) == (5 << 30, "example.org", ("*/.cache",))
+    assert all(getattr(read.stores[n], option) is not None for n in range(3) for option in STORE_OPTIONS[read.stores[n].scheme])
+    assert (read.stores[0].reserve, read.mail[0].domain, read.directories[0].exclude) == (1 << 40, "example.org", ("*/.cache",))
     assert read.backup == BackupConfig()
 
 
@@ -110,11 +123,26 @@ BAD = [
     # what a later version will know
     (GOOD + "\n[retention]\ndaily = 14", "x: [retention] is not supported by this version yet", "Remove it, or turn it into a comment."),
     (GOOD + "\n[drill]", "x: [drill] is not supported by this version yet", "Remove it, or turn it into a comment."),
-    *(
-        (edit('name = "cellar"', f'name = "cellar"\n{key} = {value}'), f"x: {key} in [store[0]] is not supported by this version yet", None)
-        for key, value in (("endpoint", '"x"'), ("lock_days", "30"), ("retention", "{ daily = 1 }"), ("passphrase_command", '"x"'))
+    (
+        edit('name = "cellar"', 'name = "cellar"\nretention = { daily = 1 }'),
+        "x: retention in [store[0]] is not supported by this version yet",
+        None,
     ),
-    (edit("file:///var/backups/mailbackup", "s3://bucket/mx1"), "x: store[0].url: s3:// is not supported by this version yet", None),
+    # stores
+    *(
+        (
+            edit('name = "cellar"', f'name = "cellar"\n{key} = {value}'),
+            f"x: store[0].{key}: means nothing for a file:// store",
+            "Remove it.",
+        )
+        for key, value in (("endpoint", '"x"'), ("lock_days", "30"), ("passphrase_command", '"x"'), ("create_only", "false"))
+    ),
+    (edit("file:///var/backups/mailbackup", "s3://bucket?x=1"), "x: store[0].url: 's3://bucket?x=1': expected s3://bucket/folder", None),
+    (edit("file:///var/backups/mailbackup", "borg+ssh://u:hunter2@box/./x"), "x: store[0].url: holds a password", None),
+    (edit("file:///var/backups/mailbackup", "borg://var/x"), "x: store[0].url: 'borg://var/x': expected borg:///absolute/path", None),
+    (edit("file:///var/backups/mailbackup", "borg:///etc/x"), "x: store[0].url: /etc/x lies inside the source /etc", None),
+    (edit("file:///var/backups/mailbackup", "swift://u:hunter2@box"), "x: store[0].url: unknown kind of store 'swift'", None),
+    (edit('name = "cellar"', 'name = "../x"'), "x: store[0].name: '../x' is no name", None),
     (edit('path = "/etc"', 'path = "/etc"\nname = "system:postfix"'), "x: directory[0].name: the name 'system:postfix' is reserved", None),
     # types
     (edit('name = "mx1"', "name = 5"), "x: host.name: expected str, got int", None),
@@ -150,13 +178,8 @@ BAD = [
         "x: mail[1].name: two sources are called 'vmail'",
         "Give each source a name of its own with name = …",
     ),
-    (
-        GOOD + '[[store]]\nname = "far"\nurl = "file:///mnt"',
-        "x: store: several [[store]] sections are not supported by this version yet",
-        None,
-    ),
     (GOOD + '[[store]]\nname = "cellar"\nurl = "file:///mnt"', "x: store[1].name: two stores are called 'cellar'", None),
-    (edit("file:///var/backups/mailbackup", "/var/backups"), "x: store[0].url: '/var/backups': expected file:///absolute/path", None),
+    (edit("file:///var/backups/mailbackup", "/var/backups"), "x: store[0].url: unknown kind of store '/var/backups'", None),
     (edit("file:///var/backups/mailbackup", "file://var/backups"), "x: store[0].url: 'file://var/backups': expected", None),
     (
         edit("file:///var/backups/mailbackup", "file:///var/vmail/backup"),
@@ -164,7 +187,7 @@ BAD = [
         None,
     ),
     (edit("file:///var/backups/mailbackup", "file:///etc/../etc"), "x: store[0].url: /etc lies inside the source /etc", None),
-    (edit('url = "file', 'reserve = -1\nurl = "file'), "x: store[0].reserve: is negative", None),
+    (edit('url = "file', 'reserve = -1\nurl = "file'), "x: store[0].reserve: -1 is not between 0 and ", None),
     *(
         (f"{GOOD}\n[backup]\n{line}", f"x: backup.{line.partition(' ')[0]}: {line.rpartition(' ')[2]} is not between ", None)
         for line in ("level = 0", "level = 20", "max_shrink = 1.5", "max_shrink = nan", "rescan_days = -1", "workers = 0")

@@ -13,6 +13,7 @@ from mailbackup.cli import (
     backup,
     browse,
     configuration,
+    copy,
     doctor,
     drill,
     init,
@@ -59,6 +60,7 @@ def program() -> Any:
         state,
         key,
         configuration,
+        copy,
     ):
         module.register(root)
     return typer.main.get_command(root)

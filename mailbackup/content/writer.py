@@ -26,7 +26,7 @@ from mailbackup.stores.base import ObjectWriter
 OpenPack = Callable[[ObjectKey], AbstractContextManager[ObjectWriter]]
 
 _UNDER_WAY = 24 << 20  # bytes of plaintext that may wait for a thread
-_PACKS_CLOSING = 2  # packs that may wait for the disk
+_PACKS_WAITING = 1  # packs that may wait for one of those that are on their way to the store
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,8 @@ class _OpenPack:
 class PackWriter:
     """Turns blobs into packs of one epoch. Not thread-safe for callers except where said: one thread feeds it."""
 
-    def __init__(self, sealer: Sealer, open_pack: OpenPack, *, level: int = 3, threads: int = 2) -> None:
+    def __init__(self, sealer: Sealer, open_pack: OpenPack, *, level: int = 3, threads: int = 2, closing: int = 1) -> None:
+        """`threads` seal; `closing` packs are sent to the store at once."""
         self._sealer = sealer
         self._open_pack = open_pack
         self._level = level
@@ -100,7 +101,8 @@ class PackWriter:
         self._finished: list[FinishedPack] = []
         self._error: BaseException | None = None
         self._workers = ThreadPoolExecutor(threads, "seal") if threads else None
-        self._closer = ThreadPoolExecutor(1, "pack") if threads else None
+        self._closer = ThreadPoolExecutor(closing, "pack") if threads else None
+        self._closing_limit = closing + _PACKS_WAITING
         self.stored = 0  # bytes appended to packs
 
     # -- feeding
@@ -204,7 +206,7 @@ class PackWriter:
         block.number, block.offset, block.length = len(pack.blocks) - 1, offset, len(sealed)
         block.pack = pack.id  # last: it says that the rest is known
         if pack.size >= PACK_TARGET:
-            self._changed.wait_for(lambda: self._error or self._closing < _PACKS_CLOSING)
+            self._changed.wait_for(lambda: self._error or self._closing < self._closing_limit)
             if self._pack is pack and self._error is None:
                 self._close_pack()
         self._changed.notify_all()

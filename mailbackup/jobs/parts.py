@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
 from mailbackup import app
-from mailbackup.access import Context, use_store
-from mailbackup.errors import DamageError, Interrupted, MailbackupError, RecordInvalid, SourceError, UsageError
+from mailbackup.access import Context, chosen_stores, use_nearest, use_store
+from mailbackup.errors import (
+    DamageError,
+    Interrupted,
+    MailbackupError,
+    RecordInvalid,
+    SourceError,
+    StoreError,
+    StoreRefused,
+    UsageError,
+)
 from mailbackup.host import run_lock, stamp, utc_now
 from mailbackup.model.drill import DrillResult
 from mailbackup.model.events import Stop
 from mailbackup.model.finding import Finding
 from mailbackup.model.ids import PackId
 from mailbackup.model.job import ScrubPlace, Seen, Status
+from mailbackup.model.options import StoreConfig
 from mailbackup.model.results import BackupResult
+from mailbackup.upkeep.readback import ReadBack
 from mailbackup.upkeep.readback import read_back as read_entries_back
-from mailbackup.upkeep.rolling import rolling_scrub
+from mailbackup.upkeep.rolling import Rolled, rolling_scrub
 from mailbackup.upkeep.status import read_status, remember_drill, remember_read_back, remember_scrub
 from mailbackup.vault.chain import find_head
 from mailbackup.vault.replay import forget_packs
@@ -48,37 +60,94 @@ def backup(context: Context, before: tuple[Finding, ...], stop: Stop) -> tuple[B
     """A snapshot, with the findings made before it."""
     made = app.backup(context, findings=before, stop=stop)
     detail = f"snapshot {made.seq} is {made.outcome}: {made.messages:,} messages ({made.new_messages:,} new), {made.files:,} files"
+    away = [outcome for outcome in made.stores if outcome.outcome != "current"]
+    if away:
+        lacking = "; ".join(f"store {outcome.name} is {outcome.outcome}: {outcome.detail or 'lacks entries'}" for outcome in away)
+        return made, Done(f"{detail}; {lacking}", StoreError.exit_status, made.findings)
     incomplete = SourceError.exit_status  # a snapshot was made all the same
     return made, Done(detail, incomplete if made.outcome == "incomplete" else 0, made.findings, harmless=incomplete)
 
 
 def head_of(context: Context) -> int:
-    """The number of the last entry in the store."""
-    with use_store(context, only=True) as store:
-        return find_head(store)
+    """The number of the last entry in the nearest store."""
+    with use_nearest(context) as (nearest, _):
+        return find_head(nearest.first())
 
 
 def read_back(context: Context, made: BackupResult, head_before: int, stop: Stop) -> Done:
-    """Everything that the ledger names since the last read-back, read and hashed; at least what came behind `head_before`."""
+    """Everything that the ledger names since the last read-back, read and hashed in every store; at least what came behind `head_before`."""
     proof = _known(context).read_back
-    after = head_before if proof is None else min(proof.entry, head_before)
-    with use_store(context) as store:
-        found = read_entries_back(store, context.anchors, after=after, stop=stop, on_event=context.on_event)
-    if found.proven:
-        remember_read_back(context.state_dir, Seen(seq=made.seq, time=stamp(utc_now())), found.last)
-    return _judged(context, f"{found.objects:,} objects, {found.bytes:,} bytes", found.findings, whole=found.whole)
+    proven = head_before if proof is None else min(proof.entry, head_before)
+    checked: list[tuple[str, ReadBack]] = []
+    refused: list[StoreRefused] = []
+    for store in made.stores:
+        if store.outcome == "current":
+            try:
+                checked.append((store.name, _read_store_back(context, store.name, min(proven, store.before), stop)))
+            except StoreRefused as error:
+                refused.append(error)
+    if not checked:
+        raise Skip(f"this host may not read what it sent: {refused[0].message}" if refused else "no store holds the snapshot")
+    if all(found.proven for _, found in checked):
+        remember_read_back(context.state_dir, Seen(seq=made.seq, time=stamp(utc_now())), min(found.last for _, found in checked))
+    detail = f"{sum(found.objects for _, found in checked):,} objects, {sum(found.bytes for _, found in checked):,} bytes"
+    if refused:
+        detail += f"; not read back, since this host may not: {refused[0].message}"
+    return _judged(context, detail, _named(checked), whole=all(found.whole for _, found in checked))
+
+
+def _read_store_back(context: Context, name: str, after: int, stop: Stop) -> ReadBack:
+    with use_store(context, name) as store:
+        return read_entries_back(store, context.anchors_of(name), after=after, stop=stop, on_event=context.on_event)
 
 
 def scrub(context: Context, budget: int, stop: Stop) -> Done:
-    """A share of the live packs, going on where the last run ended."""
-    place = _known(context).scrub
+    """A share of the live packs of every store, going on where the last run ended. `budget` bytes are shared among them."""
+    places = chosen_stores(context)
+    rolled: list[tuple[str, Rolled]] = []
+    refused: list[StoreRefused] = []
+    away: list[StoreError] = []
+    for place in places:
+        try:
+            rolled.append((place.name, _scrub_store(context, place.name, budget // len(places), stop)))
+        except StoreRefused as error:
+            refused.append(error)
+        except StoreError as error:
+            if len(places) == 1:
+                raise
+            away.append(error)
+    if not rolled and not away:
+        raise Skip(f"this host may not read packs: {refused[0].message}")
+    share = "; ".join(f"{_of(name, places)}{found.packs:,} packs, {found.bytes:,} of {found.live:,} bytes" for name, found in rolled)
+    done = _judged(context, share, _named(rolled), whole=not stop())
+    if away and done.exit_status == 0:
+        return Done(f"{done.detail}; {away[0].message}", StoreError.exit_status)
+    return done
+
+
+def _scrub_store(context: Context, name: str, budget: int, stop: Stop) -> Rolled:
+    place = _known(context).scrub.get(name, ScrubPlace())
     now = stamp(utc_now())
-    with use_store(context) as store:
-        rolled = rolling_scrub(store, context.anchors, after=place.after, budget=budget, stop=stop, on_event=context.on_event)
+    with use_store(context, name) as store:
+        rolled = rolling_scrub(store, context.anchors_of(name), after=place.after, budget=budget, stop=stop, on_event=context.on_event)
     since = now if rolled.wrapped else place.since or now
-    remember_scrub(context.state_dir, ScrubPlace(after=rolled.after, since=since, round=now if rolled.wrapped else place.round))
-    share = f"{rolled.packs:,} packs, {rolled.bytes:,} of {rolled.live:,} bytes"
-    return _judged(context, share, rolled.findings, whole=not stop())
+    remember_scrub(context.state_dir, name, ScrubPlace(after=rolled.after, since=since, round=now if rolled.wrapped else place.round))
+    return rolled
+
+
+def _of(name: str, places: tuple[StoreConfig, ...]) -> str:
+    return f"{name}: " if len(places) > 1 else ""
+
+
+def _named(checked: Sequence[tuple[str, ReadBack | Rolled]]) -> list[Finding]:
+    """The findings of all stores; where there are several, each says in which."""
+    if len(checked) == 1:
+        return checked[0][1].findings
+    return [
+        Finding(finding.kind, finding.subject, f"store {name}: {finding.detail}", finding.snapshots)
+        for name, found in checked
+        for finding in found.findings
+    ]
 
 
 def _known(context: Context) -> Status:

@@ -83,10 +83,11 @@ def _proof(name: str, proof: Proof | None, now: datetime) -> Fact:
 
 
 def _scrub(known: Status) -> list[Fact]:
-    if not (known.scrub.since or known.scrub.round):
-        return []
-    text = f"last whole round ended {known.scrub.round}" if known.scrub.round else f"first round since {known.scrub.since}"
-    return [Fact(name="scrub", good=True, text=text)]
+    facts = []
+    for store, place in known.scrub.items():
+        text = f"last whole round ended {place.round}" if place.round else f"first round since {place.since}"
+        facts.append(Fact(name="scrub" if len(known.scrub) == 1 else f"scrub of {store}", good=True, text=text))
+    return facts
 
 
 def _part(part: PartSeen) -> Fact:

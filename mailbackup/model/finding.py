@@ -54,6 +54,10 @@ class FindingKind(StrEnum):
     NAME_REFUSED = "name-refused"
     NOT_RESTORED = "not-restored"
     EXISTS = "exists"
+    # stores
+    OTHER_STORE = "read-from-elsewhere"  # an object was damaged, missing or hidden, and whole in another store or an older version
+    STORE_UNREACHABLE = "store-unreachable"  # one of several
+    STORE_BEHIND = "store-behind"  # it lacks snapshots that another store has
     # drills
     NOT_RECORDED = "not-recorded"  # a drill was done, but its result could not be put into the store
 
@@ -74,6 +78,8 @@ HARMLESS = frozenset(
         FindingKind.OWNER_KEPT,
         FindingKind.ATTRIBUTE_KEPT,
         FindingKind.EXISTS,
+        FindingKind.OTHER_STORE,
+        FindingKind.STORE_UNREACHABLE,
     }
 )
 """Findings that need no action: they do not make a snapshot incomplete, nor a check red."""

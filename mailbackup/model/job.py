@@ -96,7 +96,9 @@ class ScrubPlace(Record, frozen=True, kw_only=True):
 
 
 class Status(Record, frozen=True, kw_only=True):
-    """`status.json`: what the host remembers, to be read without the vault. `good` = newest snapshot that is complete or explained."""
+    """`status.json`: what the host remembers, to be read without the vault. `good` = newest snapshot that is complete or explained.
+
+    `scrub` by the name of the store."""
 
     format: Literal[1] = 1
     good: Seen | None = None
@@ -104,5 +106,5 @@ class Status(Record, frozen=True, kw_only=True):
     incomplete_in_a_row: int = 0
     read_back: Proof | None = None
     drill: Proof | None = None
-    scrub: ScrubPlace = ScrubPlace()
+    scrub: dict[str, ScrubPlace] = {}
     parts: tuple[PartSeen, ...] = ()

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from typing import Literal
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote, urlencode
 
-from mailbackup.model.codec import Record
+from mailbackup.model.codec import Record, convert
 
 
 class Host(Record, frozen=True, kw_only=True):
@@ -87,6 +87,33 @@ STORE_OPTIONS: dict[str, tuple[str, ...]] = {
     "borg+ssh": ("passphrase_command", "rsh", "remote_path", "borg_path", "patience"),
 }
 """Kind of address → the options of `[[store]]` that mean something there."""
+
+
+def store_from_url(name: str, text: str) -> StoreConfig:
+    """A store as it is named in one line: its address, and options behind a `?` (s3://bucket/mx1?endpoint=https://s3.example.net&lock_days=30).
+
+    Raises ValueError for options that do not exist or have the wrong type.
+    """
+    url, _, query = text.partition("?") if not text.startswith("file:") else (text, "", "")
+    options: dict[str, object] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)):
+        if key not in StoreConfig.__struct_fields__[2:] or key == "tags":
+            raise ValueError(f"a store has no option '{key}'")
+        known = {"true": True, "false": False}.get(value.lower())
+        options[key] = known if known is not None else int(value) if value.isdecimal() else value
+    return convert({"name": name, "url": url} | options, StoreConfig)
+
+
+def store_to_url(store: StoreConfig) -> str:
+    """A store in one line, as `store_from_url` reads it. Tags are left out: nobody needs them to read."""
+    defaults = StoreConfig(name="", url="")
+    given = {key: getattr(store, key) for key in StoreConfig.__struct_fields__[2:] if key != "tags"}
+    options = [
+        (key, str(value).lower() if isinstance(value, bool) else str(value))
+        for key, value in given.items()
+        if value != getattr(defaults, key)
+    ]
+    return f"{store.url}?{urlencode(options, safe=':/')}" if options and store.scheme != "file" else store.url
 
 
 class MailConfig(Record, frozen=True, kw_only=True):

@@ -22,8 +22,26 @@ class InitResult(Record, frozen=True, kw_only=True):
     kit: str
 
 
+class StoreOutcome(Record, frozen=True, kw_only=True):
+    """One store after a run: `current` holds everything, `behind` lacks the last `missing` entries, `failed` for the reason in `detail`.
+
+    `head` is its last entry now, `before` that at the beginning. A listing counts as one request, however many pages it takes.
+    """
+
+    name: str
+    outcome: Literal["current", "behind", "failed"]
+    head: int
+    before: int
+    missing: int
+    requests: int
+    bytes_read: int
+    bytes_written: int
+    detail: str = ""
+    hint: str = ""
+
+
 class BackupResult(Record, frozen=True, kw_only=True):
-    """`backup`. `bytes_read` were read from sources, `bytes_stored` written to the store in `requests` requests."""
+    """`backup`. `bytes_read` were read from sources, `bytes_stored` of packs made; `requests` to all stores together."""
 
     seq: int
     outcome: Outcome
@@ -35,7 +53,21 @@ class BackupResult(Record, frozen=True, kw_only=True):
     bytes_stored: int
     requests: int
     seconds: float
+    stores: tuple[StoreOutcome, ...]
     findings: tuple[Finding, ...]
+
+
+class CopyResult(Record, frozen=True, kw_only=True):
+    """`copy`. `head` is the target's last entry now; `left_out` packs are in no source any more, and nothing needs them."""
+
+    source: str
+    target: str
+    head: int
+    copied_objects: int
+    copied_bytes: int
+    left_out: int
+    requests: int
+    seconds: float
 
 
 class SnapshotRow(Record, frozen=True, kw_only=True):

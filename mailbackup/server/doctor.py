@@ -6,6 +6,7 @@ changed, and no key is asked for.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from mailbackup.access import Context, use_store, writer_key
+from mailbackup.access import Context, open_place, writer_key
 from mailbackup.capture.coverage import uncovered
 from mailbackup.capture.locate import Located, locate
 from mailbackup.config import literal_root
@@ -29,7 +30,8 @@ from mailbackup.schedule.zone import host_zone
 from mailbackup.server.exposed import identity_checks
 from mailbackup.server.published import published
 from mailbackup.server.survey import asking, look, used
-from mailbackup.stores.local import reserve_of
+from mailbackup.stores.local_room import reserve_of
+from mailbackup.stores.probe import StoreProbe, probe
 from mailbackup.systems.accounts import accounts_of
 from mailbackup.systems.ask import Ask, CannotAsk
 from mailbackup.systems.known import NAMES, Survey
@@ -119,13 +121,18 @@ def _keys(seen: _Look) -> Iterator[Check]:
         yield _ok("signing key", "is the one that the configuration names")
 
 
-def _store(seen: _Look) -> Iterator[Check]:
-    store = seen.context.config.stores[0]
-    name = f"store {store.name}"
+def _stores(seen: _Look) -> Iterator[Check]:
+    for place in seen.context.config.stores:
+        yield from _store(seen.context, place)
+
+
+def _store(context: Context, place: StoreConfig) -> Iterator[Check]:
+    name = f"store {place.name}"
     try:
-        with use_store(seen.context) as opened:
-            check_vault_info(opened, seen.context.anchors)
+        with contextlib.closing(open_place(context, place)) as opened:
+            check_vault_info(opened, context.anchors)
             head = find_head(opened)
+            probes = probe(opened) if head else []
     except MailbackupError as error:
         yield _problem(name, error.message, error.hint)
         return
@@ -133,7 +140,20 @@ def _store(seen: _Look) -> Iterator[Check]:
         yield _problem(name, "holds the vault, but no ledger", "Look for where its files went before the next run: mailbackup verify")
         return
     yield _ok(name, f"holds this host's vault, {head} entries")
-    yield from _room(store, name)
+    yield from (_probed(place, found) for found in probes)
+    if place.scheme == "file":
+        yield from _room(place, name)
+
+
+def _probed(place: StoreConfig, found: StoreProbe) -> Check:
+    """A trial as a check. What a store lacks is a warning where something can be done about it."""
+    name, text = f"store {place.name}", f"{found.name}: {found.detail}"
+    if found.outcome == "failed":
+        return _problem(name, text, found.hint)
+    advice = found.hint
+    if (place.scheme, found.name, found.outcome) == ("s3", "versions", "unknown"):
+        advice = "Turn on versioning of the bucket: readers then find what an intruder has hidden or replaced."
+    return _warning(name, text, advice) if advice and found.outcome == "unknown" else _ok(name, text)
 
 
 def _room(store: StoreConfig, name: str) -> Iterator[Check]:
@@ -159,17 +179,20 @@ def _room(store: StoreConfig, name: str) -> Iterator[Check]:
 
 
 def _same_disk(seen: _Look) -> Iterator[Check]:
+    """Whether one broken disk takes mail and backups: not while another store lies elsewhere."""
     config = seen.context.config
-    store = config.stores[0]
-    try:
-        device = os.stat(store.path).st_dev
-    except OSError:
-        return
     sources = [*(literal_root(mail.path) for mail in config.mail), *(directory.path for directory in config.directories)]
-    same = [source for source in sources if _device(source) == device]
-    if same:
-        text = f"{store.path} lies on the same file system as {same[0]}: one broken disk takes both"
-        yield _warning(f"store {store.name}", text, f"Keep the vault on another disk or machine: change the url of [[store]] {store.name}.")
+    by_device = {device: source for source in reversed(sources) if (device := _device(source)) is not None}
+    near = {store.name: by_device[device] for store in config.stores if (device := _store_device(store)) in by_device}
+    if len(near) < len(config.stores):
+        return
+    for name, source in near.items():
+        text = f"it lies on the same file system as {source}: one broken disk takes both"
+        yield _warning(f"store {name}", text, f"Keep the vault on another disk or machine: change the url of [[store]] {name}.")
+
+
+def _store_device(store: StoreConfig) -> int | None:
+    return _device(store.path) if store.scheme in ("file", "borg") else None
 
 
 def _device(path: str) -> int | None:
@@ -371,4 +394,4 @@ def _runs(*argv: str) -> bool:
     return done.returncode == 0
 
 
-_GROUPS = (_rights, _clock, _keys, _store, _mail, _directories, _systems, _history, _exposed, _rehearsed, _same_disk, _engines)
+_GROUPS = (_rights, _clock, _keys, _stores, _mail, _directories, _systems, _history, _exposed, _rehearsed, _same_disk, _engines)

@@ -34,7 +34,6 @@ from mailbackup.model.ledger import ObjectRow
 from mailbackup.model.tree import MailboxRow, Snapshot
 from mailbackup.restore.server import Source
 from mailbackup.restore.snapshot_source import SnapshotSource
-from mailbackup.stores.counted import CountedStore
 from mailbackup.systems.ask import Ask, CannotAsk
 from mailbackup.systems.known import names
 from mailbackup.upkeep.acts import add_drill
@@ -98,7 +97,7 @@ def _from_vault(
     between: Between | None,
 ) -> DrillResult:  # fmt: skip
     began = time.monotonic()
-    with use_vault(context) as (reader, store):
+    with use_vault(context) as (reader, traffic):
         snapshot = reader.snapshot(reader.find(at))
         source = SnapshotSource(reader, snapshot, context.on_event, durable=False)
         source.choose(sample([row for row, _ in reader.mailboxes(snapshot)], snapshot.seq) if kind == "light" else None)
@@ -111,7 +110,7 @@ def _from_vault(
             done = Drill(source, engine, root, _hostname(source, context), "full", context.on_event, leave_out, between).run()
         done.phases.insert(0, base)
         result = _result(kind, engine.name, done, began, snapshot, len(source.mailboxes))
-        return _recorded(context, reader, store, result)
+        return _recorded(context, reader, result)
 
 
 def sample(rows: list[MailboxRow], seed: int) -> set[str]:
@@ -168,7 +167,7 @@ def _result(
 # ---------------------------------------------------------------- the record
 
 
-def _recorded(context: Context, reader: VaultReader, store: CountedStore, result: DrillResult) -> DrillResult:
+def _recorded(context: Context, reader: VaultReader, result: DrillResult) -> DrillResult:
     """Sign the result into the acts of the store, when the identity is a recovery kit (it holds the admin key). A store that cannot be written keeps the
     drill from being recorded, not from having been done."""
     signer = _signer(context)
@@ -177,8 +176,8 @@ def _recorded(context: Context, reader: VaultReader, store: CountedStore, result
     try:
         sealed = AgeKeyMaker([recipient.key for recipient in context.config.recipients]).seal(compress(codec.encode(result), 3))
         row = ObjectRow(key=drill_key(utc_now()), sha256=digest(sealed), size=len(sealed))
-        store.put(row.key, sealed)
-        act = add_drill(store, reader.anchors, signer, row)
+        reader.store.put(row.key, sealed)
+        act = add_drill(reader.store, reader.anchors, signer, row)
     except MailbackupError as error:
         found = Finding(FindingKind.NOT_RECORDED, "drill", f"the result is not in the store: {error.message}")
         return codec.changed(result, findings=(*result.findings, found))

@@ -4,32 +4,42 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 
 from mailbackup.model.ids import ObjectKey
 from mailbackup.stores.base import ObjectStat, ObjectWriter, Store
 
 
 class CountedStore:
-    """A store that counts requests and the bytes it returned. Otherwise as the inner one."""
+    """A store that counts requests and the bytes that went both ways. Otherwise as the inner one."""
 
     def __init__(self, inner: Store) -> None:
         self.name = inner.name
         self.traits = inner.traits
         self.requests = 0
         self.bytes_read = 0
+        self.bytes_written = 0
         self._inner = inner
         self._lock = threading.Lock()
 
     def put(self, key: ObjectKey, data: bytes) -> None:
-        """One request."""
-        self._count()
+        """One request and the bytes of the object."""
+        self._count(written=len(data))
         self._inner.put(key, data)
 
     def create(self, key: ObjectKey) -> AbstractContextManager[ObjectWriter]:
-        """One request."""
+        """One request and the bytes that are written."""
         self._count()
-        return self._inner.create(key)
+        return self._writing(self._inner.create(key))
+
+    @contextmanager
+    def _writing(self, inside: AbstractContextManager[ObjectWriter]) -> Iterator[ObjectWriter]:
+        with inside as writer:
+            yield _Counting(writer, self)
+
+    def wrote(self, size: int) -> None:
+        """So many bytes went to the store."""
+        self._count(requests=0, written=size)
 
     def get(self, key: ObjectKey, limit: int) -> bytes:
         """One request and the bytes of the object."""
@@ -84,7 +94,28 @@ class CountedStore:
         """Close the inner store."""
         self._inner.close()
 
-    def _count(self, size: int = 0) -> None:
+    def _count(self, read: int = 0, *, requests: int = 1, written: int = 0) -> None:
         with self._lock:
-            self.requests += 1
-            self.bytes_read += size
+            self.requests += requests
+            self.bytes_read += read
+            self.bytes_written += written
+
+
+class _Counting:
+    """A writer whose bytes are counted when they are committed."""
+
+    def __init__(self, inner: ObjectWriter, store: CountedStore) -> None:
+        self._inner = inner
+        self._store = store
+        self._size = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._inner.write(data)
+        self._size += len(data)
+
+    def commit(self) -> None:
+        self._inner.commit()
+        self._store.wrote(self._size)
+
+    def abort(self) -> None:
+        self._inner.abort()

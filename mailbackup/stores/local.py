@@ -5,12 +5,17 @@ How an object becomes visible, and why so:
 1. its bytes go to a fresh file in `.tmp` below the root (the same file system, never listed) and are flushed to disk;
 2. folders on the way to it are made, and the folders that hold *them* are flushed;
 3. `link` gives it its name: atomic, and unlike `rename` it never replaces what is there. File systems without hard links get `renameat2`
-   with RENAME_NOREPLACE;
+   with RENAME_NOREPLACE, and those without that a look and a rename under a lock (`local_publish`), which the traits admit;
 4. its folder is flushed. Only now `put` returns.
 
+Some network file systems (CIFS) and FUSE ones cannot flush a folder: they answer EINVAL, which is taken for success. There a name is sent to
+the other side before the call that gives it returns, and what that side keeps through a power cut of its own is not for this host to know;
+no later flush would change it. So `durable_after_put` stays True: nothing of a put waits on this host.
+
 A kill leaves at most a file in `.tmp`, removed when the store is opened a day later. All paths are walked from the root, which stays open,
-without following symbolic links: whoever can plant a link in the store cannot lead a write or a read out of it. Each verb first looks
-whether the root still lies at its path, so that an unmounted disk is "unavailable", never "all objects are missing".
+without following symbolic links: whoever can plant a link in the store cannot lead a write or a read out of it. A marker file in the root
+(or vault.json, in a store made before there were markers) tells it from an empty mount point, and each verb first looks whether the root
+still lies at its path: an unmounted disk is "unavailable", never "all objects are missing".
 """
 
 from __future__ import annotations
@@ -23,24 +28,18 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 
-from mailbackup.errors import MailbackupError, NoSpace, ObjectDamaged, StoreUnavailable
-from mailbackup.host import free_bytes, fsync_dir, publish_new, sync_folder, translated, write_all
+from mailbackup.errors import MailbackupError, ObjectDamaged, StoreUnavailable
+from mailbackup.host import publish_new, sync_folder, translated, write_all
 from mailbackup.model.ids import ObjectKey
 from mailbackup.stores.base import ObjectStat, ObjectWriter, StoreTraits
 from mailbackup.stores.checks import checked_key, checked_range, key_exists, missing, too_long, too_short
-from mailbackup.stores.local_tree import TEMP, components, enter, entered, walk
+from mailbackup.stores.local_publish import can_create_only, publish_looked
+from mailbackup.stores.local_room import Room
+from mailbackup.stores.local_room import reserve_of as reserve_of  # noqa: PLC0414  server.live asks for it here
+from mailbackup.stores.local_tree import TEMP, check_marked, components, enter, entered, make_marked, walk
 
-RESERVE_PERCENT = 5  # a full /var stops Postfix: the smaller of these two is left free (design section 4.6)
-RESERVE_BYTES = 5 << 30
-
-
-def reserve_of(total: int) -> int:
-    """Bytes that are never used of a file system of this size, where nothing else is configured."""
-    return min(total * RESERVE_PERCENT // 100, RESERVE_BYTES)
-
-
-CHECK_EVERY = 16 << 20  # bytes that may be written before the free space is asked for again
 STALE_TEMP = 24 * 3600  # seconds after which no writer can still be at work on a file in .tmp
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # NONBLOCK: a FIFO under a key must not hang a reader
@@ -48,43 +47,52 @@ _NOT_A_FILE = {errno.ELOOP, errno.ENXIO}  # what opening a symbolic link or a so
 
 
 class LocalStore:
-    """A store in the directory `path`, which must exist: see `create_root`. Raises StoreUnavailable when it does not.
+    """A store in the directory `path`, made by `create_root`. Raises StoreUnavailable when it is not there, or is no store.
 
-    `reserve_bytes` of the file system are left free (default: 5 % of it or 5 GiB, whichever is smaller); a write that would use them raises
-    NoSpace. Acts are exempt: `prune` must be able to sign what it is about to free. `ObjectStat.time` is the file's modification time.
+    `reserve_bytes` of the file system are left free (default: 5 % of it or 5 GiB, whichever is smaller), and at most `quota_bytes` of
+    objects are held (default: as many as fit); a write beyond that raises NoSpace. Acts are exempt: `prune` must be able to sign what it is
+    about to free. `ObjectStat.time` is the file's modification time. `traits.create_only` is what was found by trying.
     """
 
-    traits = StoreTraits(range_reads=True, create_only=True, durable_after_put=True)
-
-    def __init__(self, path: str, name: str, reserve_bytes: int | None = None) -> None:
+    def __init__(self, path: str, name: str, reserve_bytes: int | None = None, quota_bytes: int | None = None) -> None:
         self.path = os.path.abspath(path)
         self.name = name
-        self._reserve = reserve_bytes
+        self.traits = StoreTraits(range_reads=True, create_only=True, durable_after_put=True)
+        self._tried = False
+        self.room = Room(name, self.path, reserve_bytes, quota_bytes, self._held)
         self._durable: set[str] = set()  # folders whose own names are known to be on disk
         with translated(f"open store {name} at {self.path}"):
             self._root_fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with self.doing("recognise", "the directory"):
+                check_marked(self._root_fd, self.name, self.path)
+            self.try_create_only()
+        except BaseException:
+            self.close()
+            raise
         self._drop_stale_temps()
 
     @staticmethod
     def create_root(path: str) -> None:
-        """Make the directory (mode 0700) and what is missing above it. Harmless when it exists."""
+        """Make the directory (mode 0700), what is missing above it, and the marker. Harmless when they exist."""
         path = os.path.abspath(path)
         with translated(f"make the store directory {path}"):
-            if os.path.isdir(path):
-                return
-            above = os.path.dirname(path)
-            if not os.path.isdir(above):
-                LocalStore.create_root(above)
-            with contextlib.suppress(FileExistsError):  # another process was faster; a file in its place fails below
-                os.mkdir(path, 0o700)
-        fsync_dir(path)
-        fsync_dir(above)
+            make_marked(path)
 
     def close(self) -> None:
         """Give back the open root; every later verb raises StoreUnavailable."""
         fd, self._root_fd = self._root_fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def try_create_only(self) -> None:
+        """Let the traits say what this file system can do, as soon as that can be found out: not where there is no `.tmp`, or it is read-only."""
+        if self._tried:
+            return
+        with contextlib.suppress(OSError), entered(self._root_fd, TEMP) as temps:
+            found = can_create_only(temps)
+            self._tried = found is not None
+            self.traits = replace(self.traits, create_only=found is not False)
 
     # ------------------------------------------------------------ writing
 
@@ -133,20 +141,13 @@ class LocalStore:
             contextlib.suppress(FileNotFoundError),
             self.folder(checked_key(key)) as (folder, leaf),
         ):
+            size = os.stat(leaf, dir_fd=folder, follow_symlinks=False).st_size
             os.unlink(leaf, dir_fd=folder)
+            self.room.give_back(size)
 
-    def grant(self, key: str, wanted: int) -> int:
-        """How many bytes (at least `wanted`) a writer of `key` may write before it has to ask again. Raises NoSpace."""
-        free, total = free_bytes(self.path)
-        if total == 0 or key.startswith("acts/"):  # size unknown to the file system, or exempt
-            return wanted + CHECK_EVERY
-        reserve = reserve_of(total) if self._reserve is None else self._reserve
-        if free - reserve < wanted:
-            raise NoSpace(
-                f"store {self.name} at {self.path} has {free >> 20} MiB free, of which {reserve >> 20} MiB are kept in reserve: "
-                f"no room for {wanted} bytes of {key}"
-            )
-        return max(wanted, min(free - reserve, CHECK_EVERY))
+    def _held(self) -> int:
+        with self._scanning() as root:
+            return sum(found.size for _, found in walk(root, "", ""))
 
     # ------------------------------------------------------------ reading
 
@@ -204,6 +205,13 @@ class LocalStore:
 
     def _scanning(self) -> AbstractContextManager[int]:
         return entered(self._root(), ".")
+
+    def publish(self, temp: str, final: str, temp_fd: int, final_fd: int) -> None:
+        """`host.publish_new`, or the next best thing. Raises OSError."""
+        if self.traits.create_only:
+            publish_new(temp, final, temp_fd, final_fd)
+        else:
+            publish_looked(temp, final, temp_fd, final_fd, self._root())
 
     @contextmanager
     def folder(self, key: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
@@ -271,17 +279,21 @@ class _Writer:
     def __init__(self, store: LocalStore, key: str) -> None:
         self._store = store
         self._key = key
-        self._granted = 0
+        self._granted = 0  # may be written before the free space is looked at again
+        self._taken = 0  # of the quota
         self._temp = f"{TEMP}/{secrets.token_hex(16)}"
         with store.folder(self._temp, make=True) as (folder, leaf):
             self._fd = os.open(leaf, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        store.try_create_only()
 
     def write(self, data: bytes | memoryview) -> None:
         """See `ObjectWriter.write`."""
         size = memoryview(data).nbytes
         with self._or_abort():
+            self._store.room.take(self._key, size)
+            self._taken += size
             if size > self._granted:
-                self._granted = self._store.grant(self._key, size)
+                self._granted = self._store.room.grant(self._key, size)
             self._granted -= size
             write_all(self._fd, data)
 
@@ -296,7 +308,7 @@ class _Writer:
 
     def _publish(self, temps: int, temp: str, folder: int, leaf: str) -> None:
         try:
-            publish_new(temp, leaf, temps, folder)
+            self._store.publish(temp, leaf, temps, folder)
         except FileExistsError:
             sync_folder(folder)  # who is told so may rely on the object that exists, even if its maker died before this point
             raise key_exists(self._key, self._store.name) from None
@@ -311,6 +323,7 @@ class _Writer:
         """See `ObjectWriter.abort`."""
         if self._fd >= 0:
             self._close()
+            self._store.room.give_back(self._taken)
             with contextlib.suppress(OSError, MailbackupError), self._store.folder(self._temp) as (folder, leaf):
                 os.unlink(leaf, dir_fd=folder)
 

@@ -2,17 +2,60 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import itemgetter
 
-from mailbackup.model.ids import show
+from mailbackup.errors import StoreUnavailable
+from mailbackup.host import fsync_dir, write_all
+from mailbackup.model.ids import VAULT_KEY, show
 from mailbackup.stores.base import ObjectStat
 
 TEMP = ".tmp"
-_NOT_OBJECTS = {TEMP, "lost+found"}  # at the root only; the latter is there when the store is a file system of its own
+MARKER = ".mailbackup-store"  # tells a store from a mount point on which nothing is mounted
+LOCK = ".mailbackup-lock"  # see `local_publish`
+_NOT_OBJECTS = {TEMP, MARKER, LOCK, "lost+found"}  # at the root only; the last is there when the store is a file system of its own
 _DEEPEST = 8  # folders; keys have at most two. What lies deeper is shown as one malformed key, not followed
+
+_MARKER_TEXT = "This directory is a store of mailbackup. Where this file is missing, mailbackup asks whether the disk is mounted.\n"
+
+
+def make_marked(path: str) -> None:
+    """The directory `path`, what is missing above it, and its marker, durably. Raises OSError, or MailbackupError where it cannot be flushed."""
+    _make_directory(path)
+    with contextlib.suppress(FileExistsError):
+        fd = os.open(os.path.join(path, MARKER), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            write_all(fd, _MARKER_TEXT.encode())  # for people: that the file exists is what counts, so a torn one will do
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        fsync_dir(path)
+
+
+def _make_directory(path: str) -> None:
+    if os.path.isdir(path):
+        return
+    above = os.path.dirname(path)
+    _make_directory(above)
+    with contextlib.suppress(FileExistsError):  # another process was faster; a file in its place fails below
+        os.mkdir(path, 0o700)
+    fsync_dir(path)
+    fsync_dir(above)
+
+
+def check_marked(root: int, store: str, path: str) -> None:
+    """Raises StoreUnavailable when the directory open as `root` has neither a marker nor, as stores made without one, vault.json; OSError."""
+    for sign in (MARKER, VAULT_KEY):
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(sign, dir_fd=root, follow_symlinks=False)
+            return
+    raise StoreUnavailable(
+        f"store {store}: {path} is there, but is no store: neither {MARKER} nor {VAULT_KEY} is in it",
+        hint=f"Is the disk mounted? If it is, and this is where the store was: touch {os.path.join(path, MARKER)}",
+    )
 
 
 def enter(above: int, name: str) -> int:

@@ -38,7 +38,7 @@ def _open_local(place: StoreConfig, create: bool) -> Store:
         raise _invalid(place, f"{place.url!r} does not hold an absolute path") from None
     if create:
         LocalStore.create_root(path)
-    return LocalStore(path, place.name, place.reserve)
+    return LocalStore(path, place.name, place.reserve, place.quota)
 
 
 def _invalid(place: StoreConfig, why: str) -> ConfigInvalid:

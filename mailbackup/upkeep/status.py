@@ -88,9 +88,9 @@ def remember_drill(state_dir: str, result: DrillResult) -> None:
     remember(state_dir, lambda _: {"drill": proof})
 
 
-def remember_scrub(state_dir: str, place: ScrubPlace) -> None:
-    """Where the rolling scrub goes on."""
-    remember(state_dir, lambda _: {"scrub": place})
+def remember_scrub(state_dir: str, store: str, place: ScrubPlace) -> None:
+    """Where the rolling scrub of a store goes on."""
+    remember(state_dir, lambda known: {"scrub": known.scrub | {store: place}})
 
 
 def remember_parts(state_dir: str, job: str, seen: tuple[PartSeen, ...]) -> None:

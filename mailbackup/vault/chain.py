@@ -7,17 +7,20 @@ to get an entry.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 from mailbackup.content.zstd import decompress
 from mailbackup.crypto.signing import split_signed, verify
-from mailbackup.errors import AnchorMismatch, ChainBroken, ObjectDamaged, ObjectMissing, RecordInvalid
+from mailbackup.errors import AnchorMismatch, ChainBroken, DamageError, ObjectDamaged, ObjectMissing, RecordInvalid
 from mailbackup.model import codec
-from mailbackup.model.ids import LEDGER_PAGE, VAULT_KEY, Digest, PublicKey, act_key, digest, entry_key, is_object_key
+from mailbackup.model.ids import LEDGER_PAGE, VAULT_KEY, Digest, ObjectKey, PublicKey, act_key, digest, entry_key, is_object_key
 from mailbackup.model.ledger import Act, Anchors, LedgerEntry, LiveList, ObjectRow, StopList, VaultInfo
 from mailbackup.model.tree import LIST_LIMIT, RECORD_LIMIT
 from mailbackup.stores.base import Store
+
+T = TypeVar("T")
 
 
 class Link(NamedTuple):
@@ -57,11 +60,29 @@ class Trust:
         return act.signer == self.admin or role in self.roles.get(act.signer, ())
 
 
+def uncovered(store: Store, key: ObjectKey, attempt: Callable[[], T]) -> T:
+    """What `attempt` makes of an object: of its oldest version that will do, where the one in front is damaged, foreign or hidden.
+
+    Objects are written once, so what lies in front of an older version is what somebody put there.
+    """
+    try:
+        return attempt()
+    except (DamageError, AnchorMismatch):
+        while store.uncover(key):
+            with contextlib.suppress(DamageError, AnchorMismatch):
+                return attempt()
+        raise
+
+
 def check_vault_info(store: Store, anchors: Anchors) -> VaultInfo:
     """vault.json, compared with the anchors.
 
     Raises AnchorMismatch when the store holds another vault or one of a newer format, ObjectMissing or ObjectDamaged when there is none to read.
     """
+    return uncovered(store, VAULT_KEY, lambda: _vault_info(store, anchors))
+
+
+def _vault_info(store: Store, anchors: Anchors) -> VaultInfo:
     raw = store.get(VAULT_KEY, 1 << 20)
     try:
         info = codec.decode(raw, VaultInfo, VAULT_KEY)
@@ -145,7 +166,7 @@ def check_head(head: int, anchors: Anchors) -> None:
 def read_raw(store: Store, seq: int) -> bytes:
     """The bytes of an entry. Raises ChainBroken when it is missing."""
     try:
-        return store.get(entry_key(seq), RECORD_LIMIT)
+        return uncovered(store, entry_key(seq), lambda: store.get(entry_key(seq), RECORD_LIMIT))
     except (ObjectMissing, ObjectDamaged) as error:
         raise ChainBroken(f"{entry_key(seq)}: {error}") from None
 
@@ -155,11 +176,15 @@ def walk(store: Store, anchors: Anchors, trust: Trust, *, last: int, after: tupl
     seq, prev = after if after is not None else (0, None)
     while seq < last:
         seq += 1
-        link = check_entry(read_raw(store, seq), seq, prev, trust, anchors)
+        link = uncovered(store, entry_key(seq), partial(_next, store, seq, prev, trust, anchors))
         if link.entry.type == "trust":
             trust.learn(link.entry, link.raw)
         prev = link.sha256
         yield link
+
+
+def _next(store: Store, seq: int, prev: Digest | None, trust: Trust, anchors: Anchors) -> Link:
+    return check_entry(read_raw(store, seq), seq, prev, trust, anchors)
 
 
 def page_trust(store: Store, seq: int, anchors: Anchors) -> Trust:
@@ -173,6 +198,13 @@ def page_trust(store: Store, seq: int, anchors: Anchors) -> Trust:
         return trust_of(entry.trust, anchors)
     trust = Trust(anchors.admin)
     _learn_signed(trust, read_raw(store, 1), anchors)
+    return trust
+
+
+def trust_within(store: Store, seq: int, anchors: Anchors) -> Trust:
+    """Who is trusted after entry `seq`, by all trust entries up to it. Costs a request for each entry of its page."""
+    trust = page_trust(store, seq, anchors)
+    _learn_page(store, seq, trust, anchors)
     return trust
 
 
@@ -210,15 +242,21 @@ def backwards(store: Store, anchors: Anchors, head: int) -> Iterator[Link]:
     signers.meet(link)
     yield link
     while link.entry.prev is not None:
-        raw = read_raw(store, link.seq - 1)
-        if digest(raw) != link.entry.prev:
-            raise ChainBroken(f"{entry_key(link.seq - 1)}: is not the entry that its successor names")
+        raw = uncovered(store, entry_key(link.seq - 1), partial(_named_by, store, link))
         entry, _, _ = parse_entry(raw, entry_key(link.seq - 1), anchors)
         link = Link(link.seq - 1, digest(raw), raw, entry)
         signers.meet(link)
         yield link
     if link.seq != 1:
         raise ChainBroken(f"{entry_key(link.seq)}: has no predecessor")
+
+
+def _named_by(store: Store, link: Link) -> bytes:
+    """The entry before, which must be the one that this one names."""
+    raw = read_raw(store, link.seq - 1)
+    if digest(raw) != link.entry.prev:
+        raise ChainBroken(f"{entry_key(link.seq - 1)}: is not the entry that its successor names")
+    return raw
 
 
 class _Signers:
@@ -269,6 +307,10 @@ def _refuse_other_than_pinned(store: Store, anchors: Anchors, pinned: tuple[int,
 
 def _alone(store: Store, anchors: Anchors, seq: int) -> Link:
     """An entry, judged by its own signature and by who is trusted in its page."""
+    return uncovered(store, entry_key(seq), lambda: _judged_alone(store, anchors, seq))
+
+
+def _judged_alone(store: Store, anchors: Anchors, seq: int) -> Link:
     raw = read_raw(store, seq)
     entry, line, signature = parse_entry(raw, entry_key(seq), anchors)
     trust = page_trust(store, seq, anchors)
@@ -287,10 +329,15 @@ def _learn_page(store: Store, seq: int, trust: Trust, anchors: Anchors) -> None:
 
 def read_list(store: Store, row: ObjectRow) -> bytes:
     """The JSON of a list object that an entry signs. Raises ObjectMissing or ObjectDamaged."""
+    return decompress(uncovered(store, row.key, lambda: named(store, row)), LIST_LIMIT, row.key)
+
+
+def named(store: Store, row: ObjectRow) -> bytes:
+    """The bytes of an object that an entry signs. Raises ObjectMissing or ObjectDamaged."""
     raw = store.get(row.key, row.size)
     if len(raw) != row.size or digest(raw) != row.sha256:
         raise ObjectDamaged(f"{row.key}: is not the object that the ledger names")
-    return decompress(raw, LIST_LIMIT, row.key)
+    return raw
 
 
 def stops_of(store: Store, entry: LedgerEntry) -> Iterable[tuple[str, str]]:

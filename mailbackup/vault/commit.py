@@ -1,19 +1,19 @@
-"""Putting entries into the store, so that a kill at any moment leaves either the old head or the new one (design section 4.5, steps 3 and 4).
+"""Putting entries into the stores, so that a kill at any moment leaves either the old head or the new one (design section 4.5, steps 3 and 4).
 
-*Fix*: the bytes of everything that an entry needs, the entry itself and the state that follows from it are committed to the state database in one
-transaction, before the store sees any of them. age output is random: making "the same" entry again would give other bytes under
-the same number, and the two would block the chain for ever. *Put*: the objects go out in order, the entry last and create-only. Whoever
-finds something pending at the next start does the same put again with the same bytes.
+*Fix*: the bytes of everything that an entry needs, the entry itself and the state that follows from it are committed to the state database in
+one transaction, before any store sees any of them. age output is random: making "the same" entry again would give other bytes under the same
+number, and the two would block the chain for ever, or fork it where there are two stores. *Put*: the objects go out in order, the entry last and
+create-only. Whoever finds something pending at the next start does the same put again with the same bytes.
 """
 
 from __future__ import annotations
 
-from mailbackup.errors import ChainBroken, ConflictError, KeyExists
-from mailbackup.model.ids import Digest, ObjectKey, digest
+from mailbackup.errors import ConflictError, KeyExists
+from mailbackup.model.ids import Digest, ObjectKey, digest, entry_key
 from mailbackup.model.ledger import Anchors, LedgerEntry
-from mailbackup.model.tree import RECORD_LIMIT
 from mailbackup.stores.base import Store
-from mailbackup.vault.chain import check_head, find_head, parse_entry, read_raw
+from mailbackup.vault.chain import parse_entry, read_raw
+from mailbackup.vault.replicas import OWN_FAULT, Replica, Replicas, put_same
 from mailbackup.vault.state import State
 
 
@@ -27,54 +27,73 @@ def fix(state: State, objects: list[tuple[ObjectKey, bytes]]) -> None:
     state.commit()
 
 
-def put_pending(store: Store, state: State, anchors: Anchors) -> None:
-    """Put what is pending, pin it as the new head and forget it. Does nothing when nothing is pending.
+def put_pending(replicas: Replicas, state: State, anchors: Anchors) -> None:
+    """Put what is pending into every store that the run writes to, pin it as the new head and forget it. Does nothing when nothing is pending.
 
-    Raises ConflictError when another writer has taken the place, OtherEntry when this writer has (an older state), ChainBroken when the store's
-    ledger is shorter than the pinned head.
+    The stores' heads are known (`Replicas.align`). Raises ConflictError when another writer has taken the place, OtherEntry when this writer has
+    (an older state). A store that fails by its own fault is left out; raises when none is left.
     """
     objects = state.pending()
     if not objects:
         return
     key, raw = objects[-1]
     entry, _, _ = parse_entry(raw, key, anchors)
-    head = find_head(store)
-    check_head(head, Anchors(vault=anchors.vault, admin=anchors.admin, head=state.head))
-    if head >= entry.seq:
-        _check_same(store, entry, raw)
-    else:
-        if head != entry.seq - 1 or digest(read_raw(store, head)) != entry.prev:
-            raise ChainBroken(f"the ledger ends at entry {head}, which entry {entry.seq} (waiting to be written) does not follow")
+    taken: list[Replica] = []
+    ordered = sorted((replica for replica in replicas.replicas if replica.current), key=lambda replica: replica.head < entry.seq)
+    if any(replica.head < entry.seq for replica in ordered):
         for object_key, data in objects:
-            put_same(store, object_key, data)
-    promote(state, entry, digest(raw))
+            replicas.keep(object_key, data)
+    try:
+        for replica in ordered:  # first those that have something there: a conflict shows before anything is written
+            _put_all(replicas, replica, entry, objects, taken)
+    finally:
+        if taken:
+            promote(state, entry, digest(raw), taken)
 
 
-def promote(state: State, entry: LedgerEntry, sha256: Digest) -> None:
-    """The pending entry is in the store: it is the pinned head now."""
+def _put_all(
+    replicas: Replicas, replica: Replica, entry: LedgerEntry, objects: list[tuple[ObjectKey, bytes]], taken: list[Replica]
+) -> None:
+    store = replica.store
+    assert store is not None, "a current replica without a store"
+    try:
+        if replica.head < entry.seq:
+            for key, data in objects[:-1]:
+                put_same(store, key, data)
+        _put_entry(store, entry, objects[-1][1], exists=replica.head >= entry.seq)
+    except OWN_FAULT as error:
+        replicas.leave_out(store, error)
+    else:
+        replica.head = max(replica.head, entry.seq)
+        taken.append(replica)
+
+
+def _put_entry(store: Store, entry: LedgerEntry, raw: bytes, *, exists: bool) -> None:
+    if not exists:
+        try:
+            store.put(entry_key(entry.seq), raw)
+            return
+        except KeyExists:
+            pass
+    _check_same(store, entry, raw)
+
+
+def promote(state: State, entry: LedgerEntry, sha256: Digest, taken: list[Replica]) -> None:
+    """The pending entry is in these stores: it is the pinned head now."""
     state.begin()
     state.set_pending([])
     state.set_head(entry.seq, sha256)
+    for replica in taken:
+        state.set_store_head(replica.name, entry.seq, sha256)
     state.register_epochs(entry.epochs)
     state.commit()
-
-
-def put_same(store: Store, key: ObjectKey, data: bytes) -> None:
-    """Create an object; one with the same bytes is success (an answer was lost). Raises ConflictError for other bytes."""
-    try:
-        store.put(key, data)
-    except KeyExists:
-        if store.get(key, max(RECORD_LIMIT, len(data))) != data:
-            raise ConflictError(f"{key}: the store {store.name} already holds another object under this key") from None
 
 
 def _check_same(store: Store, entry: LedgerEntry, raw: bytes) -> None:
     theirs = read_raw(store, entry.seq)
     if theirs == raw:
         return
-    other, _, _ = parse_entry(
-        theirs, f"ledger/{entry.seq // 256:010d}/{entry.seq:010d}.json", Anchors(vault=entry.vault, admin=entry.signer)
-    )
+    other, _, _ = parse_entry(theirs, entry_key(entry.seq), Anchors(vault=entry.vault, admin=entry.signer))
     if other.signer == entry.signer:
         raise OtherEntry(f"entry {entry.seq} of the store is not the one that was about to be written: the state is older than the vault")
     raise ConflictError(f"entry {entry.seq} was written by {other.signer[:16]}…, another writer than this host")

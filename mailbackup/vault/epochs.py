@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from mailbackup.content.ports import Opener
-from mailbackup.errors import DamageError, IdentityMissing, ObjectDamaged, WrongIdentity
-from mailbackup.model.ids import epoch_key, is_object_key
-from mailbackup.stores.base import Store
+from mailbackup.errors import DamageError, IdentityMissing, ObjectDamaged, StoreError, WrongIdentity
+from mailbackup.model.ids import ObjectKey, epoch_key, is_object_key
+from mailbackup.vault.nearest import Nearest
 
 KEY_LIMIT = 1 << 20  # bytes of a key object
 
@@ -20,8 +20,8 @@ Unwrap = Callable[[bytes], Opener]
 class EpochOpener:
     """An Opener for the whole vault. Tries the epochs it knows, newest first, and loads further ones as needed."""
 
-    def __init__(self, store: Store, unwrap: Unwrap | None) -> None:
-        self._store = store
+    def __init__(self, stores: Nearest, unwrap: Unwrap | None) -> None:
+        self._stores = stores
         self._unwrap = unwrap
         self._openers: dict[int, Opener] = {}
         self._failed: dict[int, WrongIdentity | DamageError] = {}  # epochs that cannot be opened, and why
@@ -69,8 +69,24 @@ class EpochOpener:
         return ObjectDamaged(f"no key of the vault opens it: it is damaged, or the key of its epoch is missing or damaged{damaged}")
 
     def _others(self) -> list[int]:
-        keys = [key for key, _ in self._store.list("keys/") if is_object_key(key)]
-        return sorted({int(key[5:15]) for key in keys} - set(self._openers), reverse=True)
+        return sorted({int(key[5:15]) for key in self._keys("keys/")} - set(self._openers), reverse=True)
+
+    def _keys(self, prefix: str) -> list[ObjectKey]:
+        """Key objects below a prefix, in whatever store."""
+        found: set[ObjectKey] = set()
+        for store in self._stores.stores():
+            try:
+                found |= {ObjectKey(key) for key, _ in store.list(prefix) if is_object_key(key)}
+            except StoreError as error:
+                if not self._stores.several:
+                    raise
+                self._stores.gave_up(store, error)
+        return sorted(found)
+
+    def _candidates(self, epoch: int) -> Iterator[ObjectKey]:
+        """Key objects of an epoch, the first without asking what there is."""
+        yield epoch_key(epoch)
+        yield from (key for key in self._keys(f"keys/{epoch:010d}-") if key != epoch_key(epoch))
 
     def _load(self, epoch: int) -> None:
         if epoch in self._openers:
@@ -80,14 +96,20 @@ class EpochOpener:
         if self._unwrap is None:
             raise IdentityMissing("reading the contents of a vault needs an identity")
         error: WrongIdentity | DamageError = WrongIdentity(f"the identity does not open {epoch_key(epoch)}")
-        prefix = f"keys/{epoch:010d}-"
-        for key in [epoch_key(epoch), *(key for key, _ in self._store.list(prefix) if is_object_key(key) and key != epoch_key(epoch))]:
+        for key in self._candidates(epoch):
             try:
-                self._openers[epoch] = self._unwrap(self._store.get(epoch_key(epoch, int(key[16:26])), KEY_LIMIT))
+                self._openers[epoch] = self._opened(key, self._unwrap)
                 return
             except WrongIdentity:
                 continue
             except DamageError as damage:
-                error = type(damage)(f"{key}: {damage.message}")
+                error = damage
         self._failed[epoch] = error
         raise error
+
+    def _opened(self, key: ObjectKey, unwrap: Unwrap) -> Opener:
+        """The opener in a key object. Raises WrongIdentity or DamageError, which names it."""
+        try:
+            return self._stores.read(key, lambda store: unwrap(store.get(key, KEY_LIMIT)))
+        except DamageError as damage:
+            raise type(damage)(f"{key}: {damage.message}") from None

@@ -1,17 +1,17 @@
-"""The reading side of a vault: snapshots, trees and blobs, for whoever has an identity and trust anchors. It needs no state."""
+"""The reading side of a vault, in one store or several: snapshots, trees and blobs, for whoever has an identity and trust anchors. It needs no state."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple, TypeVar
 
 from mailbackup.content.block import open_block
-from mailbackup.errors import ChainBroken, NotFound, ObjectDamaged, ObjectMissing, WrongIdentity
+from mailbackup.errors import ChainBroken, NotFound, ObjectDamaged, ObjectMissing, StoreError, StoreUnavailable, WrongIdentity
 from mailbackup.model import codec
-from mailbackup.model.ids import Name, digest, from_name
+from mailbackup.model.ids import Digest, Name, digest, from_name
 from mailbackup.model.ledger import Anchors
 from mailbackup.model.tree import (
     RECORD_LIMIT,
@@ -31,11 +31,14 @@ from mailbackup.model.tree import (
 )
 from mailbackup.stores.base import Store
 from mailbackup.vault.blocks import BlockReader, BlockStream
-from mailbackup.vault.chain import Link, backwards, check_head, check_vault_info, entry_at, find_head
+from mailbackup.vault.chain import Link, backwards, check_head, check_vault_info, entry_at, find_head, named
 from mailbackup.vault.epochs import KEY_LIMIT, EpochOpener
+from mailbackup.vault.nearest import Nearest
 from mailbackup.vault.trees import decode_flags, decode_segment, owner_of, resolve
 
 T = TypeVar("T")
+
+Pin = tuple[int, Digest]
 
 _NUMBER = re.compile(r"[0-9]{1,10}")
 
@@ -55,24 +58,96 @@ class FoundEntry(NamedTuple):
 class VaultReader:
     """A vault that is open for reading. Everything it returns was verified."""
 
-    def __init__(self, store: Store, anchors: Anchors, opener: EpochOpener) -> None:
-        with contextlib.suppress(ObjectMissing, ObjectDamaged):  # the ledger proves by itself whose it is; `verify` names vault.json
-            check_vault_info(store, anchors)
-        self.store = store
+    def __init__(
+        self, stores: Nearest, anchors: Anchors, opener: EpochOpener, pins: Mapping[str, Pin] | None = None, newest: int | None = None
+    ) -> None:
+        """`pins`: the highest entry seen in each of several stores, by name. `newest`: number of the vault's newest entry, where that is known;
+        a store that holds it needs no other to be asked."""
+        self.stores = stores
         self.anchors = anchors
-        self.head = find_head(store)
+        self._pins = pins or {}
+        self._ledgers = self._find_ledgers(newest)
+        self._all_asked = newest is None or not stores.several
+        self.head = self._ledgers[0][1]
         self._opener = opener
-        self.blocks = BlockReader(store, opener)
+        self.blocks = BlockReader(stores, opener)
+
+    def _find_ledgers(self, newest: int | None) -> list[tuple[Store, int]]:
+        """The stores and their heads, the longest ledger first."""
+        found = []
+        for store in self.stores.stores():
+            try:
+                with contextlib.suppress(
+                    ObjectMissing, ObjectDamaged
+                ):  # the ledger proves by itself whose it is; `verify` names vault.json
+                    check_vault_info(store, self.anchors)
+                found.append((store, find_head(store)))
+            except StoreError as error:
+                if not self.stores.several:
+                    raise
+                self.stores.gave_up(store, error)
+                continue
+            if newest is not None and found[-1][1] >= newest:
+                break
+        if not found:
+            self.stores.first()  # says why
+            raise StoreUnavailable("no store could be read")
+        return sorted(found, key=lambda row: -row[1])
+
+    def _each_ledger(self) -> Iterator[tuple[Store, int]]:
+        """The ledgers that were found, then those of stores that had not to be asked yet."""
+        yield from self._ledgers
+        if not self._all_asked:
+            self._all_asked = True
+            asked = {store.name for store, _ in self._ledgers}
+            rest = [row for row in self._find_ledgers(None) if row[0].name not in asked]
+            self._ledgers += rest
+            yield from rest
+
+    def heads(self) -> dict[str, int]:
+        """Every store that answers, and the number of the last entry in it."""
+        return {store.name: head for store, head in self._each_ledger()}
+
+    @property
+    def store(self) -> Store:
+        """The store whose ledger is read: the nearest of those with the longest."""
+        return self._ledgers[0][0]
+
+    def _anchors_of(self, store: Store) -> Anchors:
+        """What this store must hold: among several, one may be behind what was seen in another."""
+        pin = self._pins.get(store.name, self.anchors.head) if self.stores.several else self.anchors.head
+        return Anchors(vault=self.anchors.vault, admin=self.anchors.admin, head=pin)
 
     def links(self) -> Iterator[Link]:
-        """The entries of the ledger from the head back, checked. Raises ChainBroken."""
-        self._check_ledger()
-        return backwards(self.store, self.anchors, self.head)
+        """The entries of the ledger from the head back, checked. One that is damaged is read from another store. Raises ChainBroken."""
+        reached: Link | None = None
+        first: ChainBroken | None = None
+        for store, head in self._each_ledger():
+            try:
+                for link in self._backwards(store, head, reached):
+                    reached = link
+                    yield link
+                return
+            except ChainBroken as error:
+                first = first or error
+        assert first is not None, "a ledger neither ended nor broke"
+        raise first
 
-    def _check_ledger(self) -> None:
-        if self.head == 0:
-            raise ChainBroken(f"store {self.store.name}: the vault has no ledger")
-        check_head(self.head, self.anchors)
+    def _backwards(self, store: Store, head: int, after: Link | None) -> Iterator[Link]:
+        """The entries of one store, from the one before `after`, which it must hold as well."""
+        anchors = self._check_ledger(store, head)
+        for link in backwards(store, anchors, head):
+            if after is None or link.seq < after.seq:
+                yield link
+            elif link.seq == after.seq and link.sha256 != after.sha256:
+                raise ChainBroken(f"entry {link.seq} of store {store.name} is another one than in store {self.store.name}")
+
+    def _check_ledger(self, store: Store, head: int) -> Anchors:
+        if head == 0:
+            raise ChainBroken(f"store {store.name}: the vault has no ledger")
+        anchors = self._anchors_of(store)
+        check_head(head, anchors)
+        return anchors
 
     def snapshots(self) -> Iterator[Link]:
         """The snapshots' entries, newest first."""
@@ -90,11 +165,20 @@ class VaultReader:
 
     def _numbered(self, seq: int) -> Link:
         """The entry itself, so that damage to other entries does not matter."""
-        self._check_ledger()
-        if 1 <= seq <= self.head:
-            link = entry_at(self.store, self.anchors, seq)
+        first: ChainBroken | None = None
+        for store, head in self._each_ledger():
+            try:
+                anchors = self._check_ledger(store, head)
+                if not 1 <= seq <= head:
+                    continue
+                link = entry_at(store, anchors, seq)
+            except ChainBroken as error:
+                first = first or error
+                continue
             if link.entry.type == "snapshot":
                 return link
+        if first is not None:
+            raise first
         raise NotFound(f"there is no snapshot {seq}")
 
     def snapshot(self, link: Link) -> Snapshot:
@@ -102,9 +186,7 @@ class VaultReader:
         row = link.entry.snapshot
         if row is None:
             raise NotFound(f"entry {link.seq} is not a snapshot")
-        raw = self.store.get(row.key, row.size)
-        if len(raw) != row.size or digest(raw) != row.sha256:
-            raise ObjectDamaged(f"{row.key}: is not the object that the ledger names")
+        raw = self.stores.read(row.key, lambda store: named(store, row))
         self._load(row.epoch)
         snapshot = codec.decode(open_block(self._opener, raw, row.key, RECORD_LIMIT), Snapshot, row.key)
         if (snapshot.vault, snapshot.seq) != (self.anchors.vault, link.seq):
@@ -120,7 +202,7 @@ class VaultReader:
                 named = [(row.epoch, row.key, row.sha256) for row in link.entry.epochs]
                 named += [(row.epoch, row.key, row.sha256) for row in link.entry.rewrapped]
                 for number, key, sha256 in named:
-                    if number == epoch and digest(self.store.get(key, KEY_LIMIT)) != sha256:
+                    if number == epoch and digest(self.stores.first().get(key, KEY_LIMIT)) != sha256:
                         raise ObjectDamaged(f"{key}: is not the object that the ledger names") from None
             raise
 

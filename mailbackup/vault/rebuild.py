@@ -15,6 +15,7 @@ from mailbackup.vault.cached import CachedSegment, CachedUnit
 from mailbackup.vault.heal import FILES, recount
 from mailbackup.vault.reader import VaultReader
 from mailbackup.vault.replay import FREEZE_NEXT, STATE_IS_NEW, start
+from mailbackup.vault.replicas import Replicas
 from mailbackup.vault.state import State
 from mailbackup.vault.trees import RefTable, resolve
 
@@ -23,7 +24,7 @@ def rebuild(store: Store, state: State, reader: VaultReader, writer: PublicKey, 
     """Fill a fresh state from the newest complete snapshot: its seq, mailboxes and messages. Inodes are not in a vault: the next run reads
     every message once, and sends none that it finds again."""
     on_event(Phase("reading the ledger"))
-    start(store, state, reader.anchors, writer)
+    start(Replicas.of(store), state, reader.anchors, writer)
     link = next((link for link in reader.snapshots() if link.entry.outcome != "incomplete"), None)
     if link is None:
         raise NotFound("the vault has no complete snapshot to rebuild from", hint="Run 'mailbackup backup': it makes a new state.")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mailbackup.errors import ChainBroken, ConflictError, RecordInvalid
+from mailbackup.errors import ChainBroken, ConflictError, DamageError, RecordInvalid
 from mailbackup.model import codec
 from mailbackup.model.finding import Finding, FindingKind
-from mailbackup.model.ids import LEDGER_PAGE, Digest, PackId, PublicKey, digest, pack_key
+from mailbackup.model.ids import LEDGER_PAGE, Digest, PackId, PublicKey, pack_key
 from mailbackup.model.ledger import Anchors, LedgerEntry, PackRow, from_ranges
 from mailbackup.stores.base import Store
 from mailbackup.vault.chain import (
@@ -15,7 +15,6 @@ from mailbackup.vault.chain import (
     Trust,
     check_entry,
     check_head,
-    find_head,
     live_list_of,
     page_trust,
     parse_entry,
@@ -27,6 +26,7 @@ from mailbackup.vault.chain import (
 )
 from mailbackup.vault.commit import OtherEntry, put_pending
 from mailbackup.vault.heal import heal, recount
+from mailbackup.vault.replicas import OWN_FAULT, Replicas, copy_object
 from mailbackup.vault.state import State
 
 TRUST_LINES = "trust_lines"
@@ -37,19 +37,24 @@ HEAL_NEXT = "heal_next"  # lost packs that the next snapshot has to name
 _NO_STATE = "there was no state for this vault; everything is sent once more, and pruning waits for a human"
 
 
-def start(store: Store, state: State, anchors: Anchors, writer: PublicKey) -> list[Finding]:
-    """Put what an earlier run left pending, then bring the state to the head of the store, in one transaction, and make it forget what is
-    missing or damaged there. Raises ConflictError when someone else wrote to this vault or this writer was replaced, ChainBroken when the chain is not sound.
+def start(replicas: Replicas, state: State, anchors: Anchors, writer: PublicKey) -> list[Finding]:
+    """See which stores can be written to, put what an earlier run left pending, then bring the state to their head, in one transaction, and make it forget
+    what is missing or damaged there. Raises ConflictError when someone else wrote to this vault or this writer was replaced, ChainBroken when the
+    chain is not sound, and what keeps the first store away when there is none to write to.
     """
     rewound = False
+    replicas.align(state, anchors)
     try:
-        put_pending(store, state, anchors)
+        put_pending(replicas, state, anchors)
     except OtherEntry:
         rewound = True
+    store, head = replicas.settle_heads()
     state.begin()
     try:
-        findings = (_rewind if rewound else _follow)(store, state, anchors, writer)
-        findings += _forget_lost(store, state, anchors, changed=bool(findings))
+        findings = (_rewind if rewound else _follow)(store, head, state, anchors, writer)
+        for current in replicas.current:
+            state.set_store_head(current.name, *(state.head or (0, Digest(""))))
+        findings += _forget_lost(replicas, state, anchors, changed=bool(findings))
         if state.get(STATE_IS_NEW):
             findings.append(Finding(FindingKind.STATE_NEW, "state", _NO_STATE))
     except BaseException:
@@ -59,14 +64,14 @@ def start(store: Store, state: State, anchors: Anchors, writer: PublicKey) -> li
     return findings
 
 
-def _rewind(store: Store, state: State, anchors: Anchors, writer: PublicKey) -> list[Finding]:
+def _rewind(store: Store, head: int, state: State, anchors: Anchors, writer: PublicKey) -> list[Finding]:
     """The state already counts on an entry that never came to be: its live set is read from the ledger anew. The trees stay."""
     pinned, kept = state.head, {key: state.get(key) for key in (FREEZE_NEXT, STATE_IS_NEW)}
     state.set_pending([])
     for table in ("blob", "block", "pack", "snapshot"):
         state.execute(f"DELETE FROM {table}")  # noqa: S608 - names from this line
     state.execute("DELETE FROM meta WHERE key IN ('head_seq', 'head_hash', ?)", (TRUST_LINES,))
-    _follow(store, state, Anchors(vault=anchors.vault, admin=anchors.admin, head=pinned), writer)
+    _follow(store, head, state, Anchors(vault=anchors.vault, admin=anchors.admin, head=pinned), writer)
     recount(state)
     for key, value in kept.items():
         state.put(key, value)
@@ -81,16 +86,12 @@ def _behind(pinned: int, state: State) -> Finding:
     )
 
 
-def _follow(store: Store, state: State, anchors: Anchors, writer: PublicKey) -> list[Finding]:
+def _follow(store: Store, head: int, state: State, anchors: Anchors, writer: PublicKey) -> list[Finding]:
+    """Take over the entries behind the pinned one, which was found in the store, up to its head."""
     pinned = state.head
-    head = find_head(store)
-    check_head(head, Anchors(vault=anchors.vault, admin=anchors.admin, head=pinned or anchors.head))
-    if head == 0:
-        raise ChainBroken(f"store {store.name}: the vault has no ledger")
     if pinned is None:
+        check_head(head, anchors)
         return _from_scratch(store, state, anchors, writer, head)
-    if digest(read_raw(store, pinned[0])) != pinned[1]:
-        raise ChainBroken(f"entry {pinned[0]} of store {store.name} is not the one that was written: the ledger was replaced")
     if head == pinned[0]:
         return []
     for link in walk(store, anchors, _known_trust(state, anchors), last=head, after=pinned):
@@ -179,25 +180,60 @@ def _check_writer(link: Link, writer: PublicKey) -> None:
         raise ConflictError(f"entry {entry.seq}: the vault was handed to another writer; this host may not add to it")
 
 
-def _forget_lost(store: Store, state: State, anchors: Anchors, *, changed: bool) -> list[Finding]:
-    """Packs that are missing, have another size, or that an act calls damaged: what lies there is sent again by this run."""
-    sizes = {key: stat.size for key, stat in store.list("packs/")}
-    known = state.packs()
-    lost = {pack: row[0] for pack, row in known.items() if not row[3] and sizes.get(pack_key(pack)) != row[1]}
-    for act in read_acts(store, anchors, _known_trust(state, anchors)):
-        if act.type == "damage":
-            lost |= {damaged.id: known[damaged.id][0] for damaged in act.packs if damaged.id in known and not known[damaged.id][3]}
+def _forget_lost(replicas: Replicas, state: State, anchors: Anchors, *, changed: bool) -> list[Finding]:
+    """Packs that are missing, have another size, or that an act calls damaged: what another store holds whole is copied from there, and what lies
+    in the others is sent again by this run."""
+    lost: dict[PackId, int] = {}
+    findings: list[Finding] = []
+    known = {pack: row for pack, row in state.packs().items() if not row[3]}
+    sizes = {store: {key: stat.size for key, stat in store.list("packs/")} for store in replicas.current}
+    for store in replicas.current:
+        absent = [pack for pack in known if pack_key(pack) not in sizes[store]]
+        copied = _copied_back(replicas, store, [pack for pack in absent if _elsewhere(pack, known, sizes)], state)
+        if copied:
+            detail = f"{len(copied)} packs were missing in store {store.name}, and were copied from another store"
+            findings.append(Finding(FindingKind.HEALED, _some(sorted(copied)), detail))
+        found = {pack: row[0] for pack, row in known.items() if pack not in copied and sizes[store].get(pack_key(pack)) != row[1]}
+        for act in read_acts(store, anchors, _known_trust(state, anchors)):
+            if act.type == "damage":
+                found |= {damaged.id: known[damaged.id][0] for damaged in act.packs if damaged.id in known}
+        lost |= found
     untold = codec.decode(state.get(HEAL_NEXT) or "[]", list[str], HEAL_NEXT)  # an earlier run met them, and made no snapshot that says so
     if not lost and not changed and not untold:
-        return []
+        return findings
     state.mark_broken(lost.values())
     packs = sorted({*untold, *lost})
     state.put(HEAL_NEXT, codec.encode(packs).decode())
     entries = heal(state)
     if not packs:
-        return []
-    detail = f"{len(packs)} packs are missing or damaged in store {store.name}; {entries} entries are read and sent again"
-    return [Finding(FindingKind.HEALED, ", ".join(pack[:12] for pack in packs[:5]) + (" …" if len(packs) > 5 else ""), detail)]
+        return findings
+    names = ", ".join(store.name for store in replicas.current)
+    detail = f"{len(packs)} packs are missing or damaged in store {names}; {entries} entries are read and sent again"
+    return [*findings, Finding(FindingKind.HEALED, _some(packs), detail)]
+
+
+def _some(packs: list[str] | list[PackId]) -> str:
+    return ", ".join(pack[:12] for pack in packs[:5]) + (" …" if len(packs) > 5 else "")
+
+
+def _elsewhere(pack: PackId, known: dict[PackId, tuple[int, int, int, bool]], sizes: dict[Store, dict[str, int]]) -> bool:
+    return any(found.get(pack_key(pack)) == known[pack][1] for found in sizes.values())
+
+
+def _copied_back(replicas: Replicas, store: Store, packs: list[PackId], state: State) -> set[PackId]:
+    """Those of these packs that another store gave, whole."""
+    others = [other for other in replicas.current if other is not store]
+    copied: set[PackId] = set()
+    hashes = {row.id: row.sha256 for _, row in state.pack_rows()} if packs else {}
+    for pack in packs:
+        try:
+            copy_object(others, store, pack_key(pack), hashes[pack])
+        except (DamageError, *OWN_FAULT):
+            continue
+        copied.add(pack)
+    if copied:
+        store.flush()
+    return copied
 
 
 def forget_packs(state: State, packs: Iterable[PackId]) -> None:

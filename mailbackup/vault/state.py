@@ -25,7 +25,7 @@ from mailbackup.model.ledger import EpochRow, PackRow
 from mailbackup.model.tree import BlobRef, Outcome, SourceCount
 from mailbackup.vault import intact
 from mailbackup.vault.cached import CachedSegment, CachedUnit, packed, to_ref, to_segment, unpacked
-from mailbackup.vault.statefile import ERRORS, Rows, move_aside, translate
+from mailbackup.vault.statefile import ERRORS, STORE_HEAD, Rows, move_aside, to_head, translate
 
 VERSION = 1
 _SCHEMA = """
@@ -167,6 +167,15 @@ class State:
         """Pin a head."""
         self.put("head_seq", seq)
         self.put("head_hash", sha256)
+
+    def store_head(self, name: str) -> tuple[int, Digest] | None:
+        """The highest entry that was seen in the store called `name`."""
+        value = self.get(STORE_HEAD + name)
+        return None if value is None else to_head(value)
+
+    def set_store_head(self, name: str, seq: int, sha256: Digest) -> None:
+        """Pin the head of one store."""
+        self.put(STORE_HEAD + name, f"{seq} {sha256}")
 
     # -- epochs
 

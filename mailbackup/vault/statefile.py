@@ -15,6 +15,7 @@ from mailbackup.model.ids import Digest, VaultId
 from mailbackup.vault import intact
 
 FILE_NAME = "state.db"
+STORE_HEAD = "store_head:"  # and the name of a store: a key of `meta`
 
 ERRORS = (sqlite3.Error, UnicodeDecodeError)  # the second also for damaged text
 _DAMAGE = ("SQLITE_IOERR_READ", "SQLITE_IOERR_SHORT_READ", "SQLITE_IOERR_DATA", "SQLITE_IOERR_CORRUPTFS")
@@ -47,9 +48,10 @@ class Rows(sqlite3.Cursor):
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """What readers ask of a state: the pinned head, and (messages, bytes) of the snapshots that the host made."""
+    """What readers ask of a state: the pinned head, that of each store, and (messages, bytes) of the snapshots that the host made."""
 
     head: tuple[int, Digest] | None = None
+    stores: dict[str, tuple[int, Digest]] = field(default_factory=dict)
     counts: dict[int, tuple[int | None, int | None]] = field(default_factory=dict)
 
 
@@ -69,7 +71,15 @@ def remembered(path: str, vault: VaultId) -> Remembered:
     except ERRORS:
         return Remembered()
     seq, sha256 = meta.get("head_seq"), meta.get("head_hash")
-    return Remembered((seq, Digest(sha256)) if isinstance(seq, int) and isinstance(sha256, str) else None, counts)
+    head = (seq, Digest(sha256)) if isinstance(seq, int) and isinstance(sha256, str) else None
+    stores = {key.removeprefix(STORE_HEAD): to_head(value) for key, value in meta.items() if key.startswith(STORE_HEAD)}
+    return Remembered(head, {name: pin for name, pin in stores.items() if pin is not None}, counts)
+
+
+def to_head(value: Any) -> tuple[int, Digest] | None:
+    """A head as it stands in `meta`; None for anything else."""
+    seq, _, sha256 = str(value).partition(" ")
+    return (int(seq), Digest(sha256)) if seq.isdigit() and sha256 else None
 
 
 def move_aside(path: str) -> str:

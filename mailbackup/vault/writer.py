@@ -36,10 +36,10 @@ from mailbackup.model.ledger import (
     to_ranges,
 )
 from mailbackup.model.tree import SMALL_BLOB, Outcome, Root, Snapshot, SourceCount
-from mailbackup.stores.base import Store
-from mailbackup.vault.commit import fix, put_pending, put_same
+from mailbackup.vault.commit import fix, put_pending
 from mailbackup.vault.heal import refuse_dead
 from mailbackup.vault.replay import FREEZE_NEXT, HEAL_NEXT, STATE_IS_NEW, TRUST_LINES
+from mailbackup.vault.replicas import Replicas
 from mailbackup.vault.state import State
 from mailbackup.vault.trees import Place
 from mailbackup.vault.units import LaneKind, Unit
@@ -48,6 +48,7 @@ Bytes = bytes | memoryview  # of bytes that do not change afterwards
 
 CHECKPOINT_BYTES = 2 << 30
 CHECKPOINT_SECONDS = 300
+_PACKS_AT_ONCE = 4  # on their way to a distant store; each waits in a file of about 70 MiB meanwhile
 _INLINE_STOPS = 8 * 1024  # bytes of stops that stay in the entry's line
 _MANY_EPOCHS = 10_000
 
@@ -62,8 +63,8 @@ class WriterKeys:
     key_maker: KeyMaker
 
 
-def ensure_epoch(store: Store, state: State, keys: WriterKeys) -> EpochRow:
-    """The epoch to seal to. A new one when there is none or the recipients changed; its key object is in the store when this returns.
+def ensure_epoch(replicas: Replicas, state: State, keys: WriterKeys) -> EpochRow:
+    """The epoch to seal to. A new one when there is none or the recipients changed; its key object is in the stores when this returns.
 
     Bytes are saved in the state before the put, so that a kill between the two does not make a second, other object under the same key.
     """
@@ -74,7 +75,7 @@ def ensure_epoch(store: Store, state: State, keys: WriterKeys) -> EpochRow:
         row, sealed, _, registered = newest
         if registered:
             return row
-        if _put_key(store, row, sealed):
+        if _put_key(replicas, row, sealed):
             return row
     for epoch in range(number, number + _MANY_EPOCHS):
         made = keys.key_maker.new_epoch(f"mailbackup vault {keys.anchors.vault} epoch {epoch}")
@@ -82,16 +83,17 @@ def ensure_epoch(store: Store, state: State, keys: WriterKeys) -> EpochRow:
         state.begin()
         state.add_epoch(row, made.sealed, recipients)
         state.commit()
-        if _put_key(store, row, made.sealed):
+        if _put_key(replicas, row, made.sealed):
             return row
         state.execute("DELETE FROM epoch WHERE epoch = ?", (epoch,))
     raise MailbackupError("no free epoch number was found in the store")
 
 
-def _put_key(store: Store, row: EpochRow, sealed: bytes) -> bool:
-    """Whether the store holds these bytes under the key now. Other bytes there belong to a lost state: their number is passed over."""
+def _put_key(replicas: Replicas, row: EpochRow, sealed: bytes) -> bool:
+    """Whether the stores hold these bytes under the key now. Other bytes there belong to a lost state: their number is passed over."""
     try:
-        put_same(store, row.key, sealed)
+        replicas.put_same(row.key, sealed)
+        replicas.each(lambda store: store.flush())
     except ConflictError:
         return False
     return True
@@ -101,15 +103,15 @@ class VaultWriter:
     """One run's writing. Between its creation and `close`, the state is in a transaction that a checkpoint or the commit makes durable."""
 
     def __init__(
-        self, store: Store, state: State, keys: WriterKeys, sealer: Sealer, epoch: EpochRow, *, level: int = 3, threads: int = 2
+        self, replicas: Replicas, state: State, keys: WriterKeys, sealer: Sealer, epoch: EpochRow, *, level: int = 3, threads: int = 2
     ) -> None:
-        self._store = store
+        self._replicas = replicas
         self._state = state
         self._keys = keys
         self._sealer = sealer
         self._epoch = epoch
         self._level = level
-        self._packs = PackWriter(sealer, store.create, level=level, threads=threads)
+        self._packs = PackWriter(sealer, replicas.create, level=level, threads=threads, closing=min(replicas.parallel, _PACKS_AT_ONCE))
         self._changes: Counter[tuple[PackId, int]] = Counter()
         self._in_flight: dict[str, Block] = {}  # large blobs of this run that are not in the state yet
         self._new_large: list[Piece] = []
@@ -290,7 +292,7 @@ class VaultWriter:
         )
         raw = seal_line(codec.encode(entry), self._keys.signer)
         fix(self._state, [*list_objects, *(objects or []), (entry_key(seq), raw)])
-        put_pending(self._store, self._state, self._keys.anchors)
+        put_pending(self._replicas, self._state, self._keys.anchors)
 
     def _lists(self, seq: int, stops: BlockList) -> tuple[Lists | None, BlockList, list[tuple[ObjectKey, bytes]]]:
         """Lists that are objects of their own: long stops, and the live set of every 256th entry."""

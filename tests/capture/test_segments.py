@@ -30,9 +30,11 @@ from mailbackup.upkeep.scrub import scrub
 from mailbackup.vault import trees
 from mailbackup.vault.create import new_vault, put_vault
 from mailbackup.vault.epochs import EpochOpener
+from mailbackup.vault.nearest import Nearest
 from mailbackup.vault.reader import VaultReader
 from mailbackup.vault.rebuild import rebuild
 from mailbackup.vault.replay import start
+from mailbackup.vault.replicas import Replicas
 from mailbackup.vault.state import State
 from mailbackup.vault.trees import Item, cut, decode_flags, decode_segment, encode_flags, encode_segment
 from mailbackup.vault.writer import VaultWriter, WriterKeys, ensure_epoch
@@ -179,9 +181,9 @@ class Host:
 
     def backup(self, **options: bool) -> tuple[Run, int]:
         """A run, and how many bytes it stored."""
-        start(self.store, self.state, self.anchors, self.keys.signer.public)
-        epoch = ensure_epoch(self.store, self.state, self.keys)
-        with contextlib.closing(VaultWriter(self.store, self.state, self.keys, Plain(), epoch, threads=0)) as writer:
+        start(Replicas.of(self.store), self.state, self.anchors, self.keys.signer.public)
+        epoch = ensure_epoch(Replicas.of(self.store), self.state, self.keys)
+        with contextlib.closing(VaultWriter(Replicas.of(self.store), self.state, self.keys, Plain(), epoch, threads=0)) as writer:
             run = Run(Sources(host="mx1", tool="test", mail=(self.mail,), directories=(), **options), self.state, writer, [])
             run.run()
             return run, writer.bytes_stored
@@ -199,7 +201,7 @@ class Host:
 
     @contextlib.contextmanager
     def reader(self) -> Iterator[VaultReader]:
-        yield VaultReader(self.store, self.anchors, EpochOpener(self.store, lambda _: Plain()))
+        yield VaultReader(Nearest.of(self.store), self.anchors, EpochOpener(Nearest.of(self.store), lambda _: Plain()))
 
     def tree(self, reader: VaultReader) -> MailboxTree:
         """The newest tree of the mailbox."""

@@ -15,6 +15,7 @@ from mailbackup.model.results import (
     RebuildResult,
     RestoreResult,
     SnapshotRow,
+    StoreOutcome,
     VerifyResult,
 )
 from mailbackup.model.tree import Root, Snapshot, SourceCount
@@ -38,7 +39,11 @@ BACKUP = BackupResult(
     bytes_stored=1536,
     requests=4,
     seconds=0.25,
+    stores=(StoreOutcome(name="local", outcome="current", head=3, before=2, missing=0, requests=9, bytes_read=700, bytes_written=4096),),
     findings=(),
+)
+AWAY = StoreOutcome(
+    name="off", outcome="behind", head=1, before=1, missing=2, requests=1, bytes_read=0, bytes_written=0, detail="away", hint="wait"
 )
 RESTORE = RestoreResult(
     outcome="complete", seq=3, messages=5, files=2, bytes=700, kept=1, fetched=Fetched(3, 900), seconds=1.5, findings=()

@@ -10,6 +10,7 @@ from mailbackup import app
 from mailbackup.model.drill import DrillResult, ServerResult
 from mailbackup.model.results import (
     BackupResult,
+    CopyResult,
     Fetched,
     InitResult,
     MailboxLine,
@@ -18,12 +19,13 @@ from mailbackup.model.results import (
     RebuildResult,
     RestoreResult,
     SnapshotRow,
+    StoreOutcome,
     VerifyResult,
 )
 from mailbackup.server.live import LiveResult
 from tests.cli.conftest import Cli
 from tests.cli.reference import leaves, schemas
-from tests.cli.samples import ANSWERS, BACKUP, COMMANDS, EXPUNGED, PLANNED, RESTORE, UNREADABLE, VERIFY, changed
+from tests.cli.samples import ANSWERS, AWAY, BACKUP, COMMANDS, EXPUNGED, PLANNED, RESTORE, UNREADABLE, VERIFY, changed
 from tests.cli.schema import problems
 
 
@@ -61,6 +63,7 @@ def test_config_answers_fit_their_schema(cli: Cli, config_file: str):
 VARIANTS: list[tuple[str, Any, int]] = [
     ("backup", changed(BACKUP, outcome="explained", findings=(EXPUNGED,)), 0),
     ("backup", changed(BACKUP, outcome="incomplete", findings=(UNREADABLE,)), 3),
+    ("backup", changed(BACKUP, stores=(*BACKUP.stores, AWAY)), 5),
     ("verify", changed(VERIFY, outcome="damaged", findings=(UNREADABLE,)), 4),
     ("restore_files", PLANNED, 0),
     ("restore_files", changed(RESTORE, outcome="incomplete"), 4),
@@ -95,6 +98,8 @@ def test_a_message_keeps_its_bytes(cli: Cli, config_file: str, stand_in):
 RECORDS = [
     ("init", InitResult, None),
     ("backup", BackupResult, None),
+    ("backup", StoreOutcome, "stores"),
+    ("copy", CopyResult, None),
     ("snapshots", SnapshotRow, "snapshots"),
     ("ls", MailboxLine, "mailboxes"),
     ("ls", MessageLine, "messages"),

@@ -107,7 +107,7 @@ def test_the_scrub_goes_on_where_the_last_run_ended(host: Host):
     seen = []
     for round_ended in (False, False, True, True):
         assert run_job(host.context, job("scrub", scrub_bytes=1)).exit_status == 0
-        place = read_status(host.state).scrub
+        place = read_status(host.state).scrub["local"]
         seen.append(place.after)
         assert bool(place.round) is round_ended
         assert place.since

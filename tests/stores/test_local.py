@@ -18,7 +18,7 @@ from mailbackup.model.ids import ObjectKey, entry_key
 from mailbackup.stores.base import Store
 from mailbackup.stores.local import STALE_TEMP, LocalStore
 from mailbackup.testing.mounts import after_power_cut, ext4
-from mailbackup.testing.store_contract import BIG, KEY, LIMIT, OTHER, USES, StoreContract, keys
+from mailbackup.testing.store_contract import BIG, KEY, LIMIT, OTHER, USES, VAULT, StoreContract, keys
 
 MIB = 1 << 20
 
@@ -298,3 +298,80 @@ def test_a_store_that_went_away_is_unavailable_and_not_empty(store: LocalStore, 
     with pytest.raises(StoreUnavailable, match=store.name):
         ALL_VERBS[verb](store, KEY)
     assert not gone.startswith("an empty") or os.listdir(store.path) == []
+
+
+def test_an_unmounted_mount_point_is_unavailable(tmp_path: object) -> None:
+    with pytest.raises(StoreUnavailable, match="no store") as unmounted:
+        LocalStore(str(tmp_path), "cellar")
+    assert "Is the disk mounted?" in unmounted.value.hint
+    assert os.listdir(str(tmp_path)) == []
+
+
+@pytest.mark.root
+def test_a_store_that_was_unmounted_is_unavailable_until_it_is_mounted_again(tmp_path: object) -> None:
+    image, place = f"{tmp_path}/disk.img", f"{tmp_path}/disk"
+    with ext4(image, place), contextlib.closing(new_store(place, 0)) as store:
+        store.put(KEY, b"mail")
+    with pytest.raises(StoreUnavailable, match="no store"):
+        LocalStore(place, "cellar", 0)
+    with after_power_cut(image, f"{tmp_path}/again") as again, contextlib.closing(LocalStore(again, "cellar")) as store:
+        assert keys(store) == [KEY]
+
+
+def test_the_hint_tells_how_to_make_it_a_store_again(store: LocalStore) -> None:
+    store.put(KEY, b"mail")
+    os.remove(f"{store.path}/.mailbackup-store")
+    with pytest.raises(StoreUnavailable) as refused:
+        LocalStore(store.path, "cellar")
+    command = refused.value.hint[refused.value.hint.index("touch") :]
+    subprocess.run(command.split(), check=True)
+    with contextlib.closing(LocalStore(store.path, "cellar")) as again:
+        assert keys(again) == [KEY]
+
+
+def test_a_store_made_before_there_were_markers_is_accepted(store: LocalStore) -> None:
+    store.put(VAULT, b"{}")
+    os.remove(f"{store.path}/.mailbackup-store")
+    with contextlib.closing(LocalStore(store.path, "cellar")) as again:
+        assert again.get(VAULT, LIMIT) == b"{}"
+
+
+def test_the_marker_says_what_it_is_and_is_no_object(root: str) -> None:
+    new_store(root).close()
+    with open(f"{root}/.mailbackup-store") as file:
+        text = file.read()
+    assert "store of mailbackup" in text
+    assert text.count("\n") == 1
+    LocalStore.create_root(root)
+    with contextlib.closing(LocalStore(root, "cellar")) as store:
+        assert keys(store) == []
+        assert keys(store, ".mail") == []
+    assert os.listdir(os.path.dirname(root)) == [os.path.basename(root)]
+
+
+def test_only_the_store_itself_is_marked(tmp_path: object) -> None:
+    LocalStore.create_root(f"{tmp_path}/a/b/store")
+    marked = [path for path, _, names in os.walk(str(tmp_path)) if ".mailbackup-store" in names]
+    assert marked == [f"{tmp_path}/a/b/store"]
+
+
+def test_a_refused_directory_stays_closed(tmp_path: object) -> None:
+    before = os.listdir("/proc/self/fd")
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            LocalStore(str(tmp_path), "cellar")
+    assert len(os.listdir("/proc/self/fd")) <= len(before)
+
+
+def test_folders_that_cannot_be_flushed_are_accepted(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    really = os.fsync
+
+    def failing(fd: int) -> None:  # a fake of what CIFS does
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(22, "Invalid argument")
+        really(fd)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    store.put(KEY, b"mail")
+    assert keys(store) == [KEY]
+    assert store.traits.durable_after_put

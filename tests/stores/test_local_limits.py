@@ -6,11 +6,13 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from mailbackup.errors import KeyExists, NoSpace, ObjectDamaged, ObjectMissing, StoreRefused
 from mailbackup.model.ids import ObjectKey, entry_key
+from mailbackup.stores import local
 from mailbackup.stores.local import LocalStore
 from mailbackup.testing.mounts import remount, tmpfs, unprivileged
 from mailbackup.testing.store_contract import KEY, LIMIT, OTHER, READS, USES, VAULT, keys
@@ -18,9 +20,9 @@ from mailbackup.testing.store_contract import KEY, LIMIT, OTHER, READS, USES, VA
 MIB = 1 << 20
 
 
-def new_store(root: object, reserve_bytes: int | None = None) -> LocalStore:
+def new_store(root: object, reserve_bytes: int | None = None, quota_bytes: int | None = None) -> LocalStore:
     LocalStore.create_root(str(root))
-    return LocalStore(str(root), "cellar", reserve_bytes)
+    return LocalStore(str(root), "cellar", reserve_bytes, quota_bytes)
 
 
 def temps(store: LocalStore) -> list[str]:
@@ -129,6 +131,73 @@ def write_pieces(store: LocalStore, key: ObjectKey, count: int, between: Callabl
         for _ in range(count - 1):
             writer.write(b"x" * MIB)
         writer.commit()
+
+
+def test_the_quota_is_a_limit_on_the_bytes_of_all_objects(root: str) -> None:
+    with contextlib.closing(new_store(root)) as store:
+        store.put(VAULT, b"x" * 60)
+    with contextlib.closing(new_store(root, 0, 100)) as store:
+        with pytest.raises(NoSpace, match=r"holds 60 bytes, and its quota is 100: no room for 41 bytes") as full:
+            store.put(KEY, b"x" * 41)
+        assert "'quota' of store cellar" in full.value.hint
+        assert (keys(store), temps(store)) == ([VAULT], [])
+        store.put(KEY, b"x" * 40)
+        with pytest.raises(NoSpace):
+            store.put(OTHER, b"x")
+        store.put(ObjectKey("acts/0000000001.json"), b"prune")
+        store.delete(VAULT)
+        store.delete(VAULT)
+        store.put(OTHER, b"x" * 55)
+        with pytest.raises(NoSpace, match="holds 100 bytes"):
+            store.put(entry_key(1), b"x")
+
+
+def test_what_was_not_kept_does_not_count_against_the_quota(root: str) -> None:
+    with contextlib.closing(new_store(root, 0, 100)) as store:
+        for _ in range(3):
+            with pytest.raises(ZeroDivisionError), store.create(KEY) as writer:
+                writer.write(b"x" * 90)
+                raise ZeroDivisionError
+            with pytest.raises(NoSpace), store.create(KEY) as writer:
+                writer.write(b"x" * 60)
+                writer.write(b"x" * 41)
+        with store.create(KEY) as writer:
+            writer.write(b"x" * 45)
+            store.put(KEY, b"x" * 45)
+            with pytest.raises(KeyExists):
+                writer.commit()
+            writer.abort()
+        store.put(OTHER, b"x" * 55)
+        with pytest.raises(NoSpace):
+            store.put(VAULT, b"x")
+
+
+def test_the_quota_holds_for_writers_at_the_same_time(root: str) -> None:
+    with contextlib.closing(new_store(root, 0, 1000)) as store:
+
+        def put(seq: int) -> bool:
+            with contextlib.suppress(NoSpace):
+                store.put(entry_key(seq), b"x" * 30)
+                return True
+            return False
+
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(put, range(1, 61))) == 33
+        assert sum(found.size for _, found in store.list()) == 990
+
+
+def test_objects_are_counted_once_and_only_for_a_quota(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    walks: list[str] = []
+    really = local.walk
+    monkeypatch.setattr(local, "walk", lambda *args: (walks.append("walk"), really(*args))[1])
+    with contextlib.closing(new_store(root)) as store:
+        store.put(KEY, b"mail")
+        assert walks == []
+    with contextlib.closing(new_store(root, 0, 1000)) as store:
+        assert walks == []
+        for seq in range(1, 10):
+            store.put(entry_key(seq), b"x")
+        assert walks == ["walk"]
 
 
 @pytest.mark.root

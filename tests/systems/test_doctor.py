@@ -6,20 +6,28 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import dns.exception
 import dns.resolver
 import pytest
 
+from mailbackup import access
 from mailbackup.host import stamp, utc_now
+from mailbackup.model.ids import ObjectKey
 from mailbackup.model.job import Proof, Seen
+from mailbackup.model.options import StoreConfig
 from mailbackup.model.results import Check, DoctorResult
 from mailbackup.model.system import Inventory
 from mailbackup.server import doctor as doctors
 from mailbackup.server import published
 from mailbackup.server.doctor import doctor
+from mailbackup.stores.base import Store
+from mailbackup.stores.probe import StoreProbe
 from mailbackup.systems.ask import Ask
+from mailbackup.testing.mounts import tmpfs
+from mailbackup.testing.wrapper import Wrapper
 from mailbackup.upkeep.status import remember
 from tests.world import World
 
@@ -49,7 +57,8 @@ def test_a_host_that_has_not_begun(world: World):
 
 def test_nothing_is_changed(world: World):
     def everything() -> dict[str, int]:
-        walk = (row for row in os.walk(world.root) if row[0] != world.state)  # where SQLite leaves its helpers when somebody reads
+        passing = (world.state, f"{world.vault}/.tmp")  # where SQLite leaves its helpers when somebody reads; where the store is tried
+        walk = (row for row in os.walk(world.root) if row[0] not in passing)
         paths = [os.path.join(place, name) for place, _, names in walk for name in (*names, ".")]
         return {path: os.stat(path).st_mtime_ns for path in paths}
 
@@ -57,6 +66,7 @@ def test_nothing_is_changed(world: World):
     before = everything()
     doctor(world.context)
     assert everything() == before
+    assert os.listdir(f"{world.vault}/.tmp") == []
 
 
 def test_after_a_backup_and_a_drill(world: World):
@@ -110,6 +120,71 @@ def test_a_store_that_is_full(world: World):
         file.write(text)
     [check] = checks(world, "problem", "store")
     assert "are never used" in check.text
+
+
+def test_what_a_store_promises_is_tried(world: World):
+    told = [row.text for row in checks(world, "ok", "store local")]
+    for name in ("create-only", "ranges", "listing", "absent objects", "clock", "versions", "object lock", "packs"):
+        assert len([text for text in told if text.startswith(f"{name}: ")]) == 1
+
+
+class Careless(Wrapper):
+    """A store that ignores the condition of a put."""
+
+    def put(self, key: ObjectKey, data: bytes) -> None:
+        pass
+
+
+class Sharing(Wrapper):
+    """A store that admits that it cannot refuse to replace."""
+
+    def __init__(self, inner: Store) -> None:
+        super().__init__(inner)
+        self.traits = replace(inner.traits, create_only=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "level", "advice"), [(Careless, "problem", "create_only = false"), (Sharing, "warning", "only this host")]
+)
+def test_a_store_that_replaces(world: World, monkeypatch: pytest.MonkeyPatch, kind: type[Wrapper], level: str, advice: str):
+    real = access.open_store
+    monkeypatch.setattr(access, "open_store", lambda *args, **options: kind(real(*args, **options)))
+    [check] = [row for row in checks(world, level, "store local") if row.text.startswith("create-only: ")]
+    assert advice in check.next
+
+
+def add_store(world: World, name: str, url: str) -> None:
+    with open(world.config_path, "a") as file:
+        file.write(f'\n[[store]]\nname = "{name}"\nurl = "{url}"\n')
+
+
+def test_several_stores_are_tried_each_and_one_that_is_away_hides_no_other(world: World, tmp_path: Path):
+    shutil.copytree(world.vault, tmp_path / "second")
+    add_store(world, "second", f"file://{tmp_path}/second")
+    (tmp_path / "unmounted").mkdir()
+    add_store(world, "unmounted", f"file://{tmp_path}/unmounted")
+    shutil.copytree(world.vault, tmp_path / "third")
+    add_store(world, "third", f"file://{tmp_path}/third")
+    [away] = checks(world, "problem", "store")
+    assert (away.name, "Is the disk mounted?" in away.next) == ("store unmounted", True)
+    for name in ("second", "third"):
+        texts = [row.text for row in checks(world, "ok", f"store {name}")]
+        assert any(text.startswith("packs: ") for text in texts)
+        assert any("free above the reserve" in text for text in texts)
+
+
+@pytest.mark.root
+def test_a_second_store_on_another_disk_is_what_saves_both(world: World, tmp_path: Path):
+    assert [row for row in checks(world, "warning", "store") if "same file system" in row.text]
+    with tmpfs(f"{tmp_path}/disk", 1 << 20) as disk:
+        add_store(world, "second", f"file://{disk}/second")
+        assert [row for row in checks(world, "warning", "store") if "same file system" in row.text] == []
+
+
+def test_a_bucket_without_versions_is_a_warning():
+    found = StoreProbe("versions", "unknown", "not kept: whoever can write may overwrite")
+    rows = [doctors._probed(StoreConfig(name="x", url=url), found) for url in ("s3://bucket", "file:///x")]
+    assert [(row.level, bool(row.next)) for row in rows] == [("warning", True), ("ok", False)]
 
 
 def test_a_pattern_that_finds_nothing(world: World):

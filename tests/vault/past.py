@@ -28,6 +28,7 @@ from mailbackup.model.results import BackupResult
 from mailbackup.upkeep.registry import Registry
 from mailbackup.vault.chain import Trust, find_head, stops_of, walk
 from mailbackup.vault.epochs import EpochOpener
+from mailbackup.vault.nearest import Nearest
 from mailbackup.vault.reader import VaultReader
 from tests.world import ALICE, World, tree_of
 
@@ -255,7 +256,9 @@ class Past(World):
         """Blocks that the trees of a snapshot refer to."""
         with contextlib.closing(self.store()) as store:
             identities = kit.load_identity_file(self.kit, None).identities
-            reader = VaultReader(store, self.anchors, EpochOpener(store, lambda sealed: AgeOpener([open_epoch(sealed, identities)])))
+            reader = VaultReader(
+                Nearest.of(store), self.anchors, EpochOpener(Nearest.of(store), lambda sealed: AgeOpener([open_epoch(sealed, identities)]))
+            )
             return set(Auditor(reader, self.registry()[0], ignore).run([reader.find(str(seq))]).reached)
 
     @property

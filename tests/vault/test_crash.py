@@ -73,7 +73,7 @@ def test_killed_at_every_operation_of_the_store(world):
         finally:
             world.store_hook = None
 
-    assert die_everywhere(world, run, 7 if writer.CHECKPOINT_BYTES == 0 else 1) > 10
+    assert die_everywhere(world, run, 7 if writer.CHECKPOINT_BYTES == 0 else 1) > 8
 
 
 @pytest.mark.parametrize("world", [first_run, second_run_with_checkpoints], indirect=True, ids=lambda f: f.__name__)

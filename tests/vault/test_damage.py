@@ -29,6 +29,7 @@ from mailbackup.testing.faults import FailOnce, flip_bit, grow, remove, swap, tr
 from mailbackup.testing.wrapper import Wrapper
 from mailbackup.vault import writer as vault_writer
 from mailbackup.vault.epochs import EpochOpener
+from mailbackup.vault.nearest import Nearest
 from mailbackup.vault.trees import Item
 from tests.craft import Craft, put_raw, reading
 from tests.world import ALICE, World, messages_in, tree_of
@@ -416,7 +417,7 @@ def test_an_epoch_that_another_thread_is_loading(tmp_path: Path):
         time.sleep(0.2)
         return AgeOpener([open_epoch(key, identities)])
 
-    opener = EpochOpener(world.store(), slowly)
+    opener = EpochOpener(Nearest.of(world.store()), slowly)
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(opener.open, [sealed] * 8)) == [b"plain"] * 8
 

@@ -1,0 +1,194 @@
+"""Bringing a store up to the others: the next run does it for one that was away, `mailbackup copy` for a new one.
+
+Entry by entry in commit order: what an entry names first, the entry last, so that the target is a whole vault with an older head at any moment and an
+interrupted copy goes on where it ended. Nothing is opened: every object is compared with the hash that a signed entry gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from mailbackup.errors import AlreadyExists, ChainBroken, ConflictError, Interrupted, ObjectMissing
+from mailbackup.model.events import OnEvent, Phase, Progress, Stop
+from mailbackup.model.ids import VAULT_KEY, Digest, ObjectKey, PackId, digest, entry_key, is_object_key, pack_key
+from mailbackup.model.ledger import Anchors, PackRow
+from mailbackup.model.tree import RECORD_LIMIT
+from mailbackup.stores.base import Store
+from mailbackup.upkeep.page import live_registry
+from mailbackup.upkeep.readback import named_by
+from mailbackup.vault.chain import Link, Trust, check_entry, check_vault_info, find_head, page_trust, read_acts, read_raw, trust_within
+from mailbackup.vault.replicas import OWN_FAULT, copy_object, put_same
+
+_PACKS = 2  # the place of packs in the order of what an entry names
+
+
+@dataclass(slots=True)
+class Copied:
+    """What a copy did: objects and bytes that were sent, the target's head now, and packs that no source has any more and nothing needs."""
+
+    objects: int = 0
+    bytes: int = 0
+    head: int = 0
+    left_out: list[PackId] = field(default_factory=list)
+
+
+def copy(sources: Sequence[Store], target: Store, anchors: Anchors, *, acts: bool, stop: Stop, on_event: OnEvent) -> Copied:
+    """Bring `target` up to the longest ledger among `sources`; `acts` takes along the acts of the first source where the target has none of its own.
+
+    Raises ConflictError when the target holds another ledger, AnchorMismatch or AlreadyExists when it holds something else, DamageError when something that is
+    needed is whole in no source, Interrupted when `stop` says so, and what the target raises. What was copied by then stays valid.
+    """
+    return _Copy(sources, target, anchors, stop, on_event).run(acts)
+
+
+class _Copy:
+    def __init__(self, sources: Sequence[Store], target: Store, anchors: Anchors, stop: Stop, on_event: OnEvent) -> None:
+        self._sources = sources
+        self._target = target
+        self._anchors = anchors
+        self._stop = stop
+        self._on_event = on_event
+        self._done = Copied()
+        self._there: dict[str, int] = {}
+        self._live: set[PackId] | None = None
+
+    def run(self, acts: bool) -> Copied:
+        ledger, last = self._longest()
+        head = find_head(self._target)
+        self._check_target(head, min(head, last))
+        self._done.head = head
+        self._there = {key: stat.size for key, stat in self._target.list("packs/")}
+        self._on_event(Phase(f"copying to {self._target.name}", max(0, last - head), "entries"))
+        for link in self._links(ledger, head, last):
+            self._entry(link)
+            if self._stop():
+                raise Interrupted(f"stopped after entry {link.seq} of {last}", hint="Run it again: it goes on from there.")
+        if acts:
+            self._acts(ledger)
+        return self._done
+
+    def _longest(self) -> tuple[Store, int]:
+        """The source with the longest ledger, and its head."""
+        heads = [(find_head(source), source) for source in self._sources]
+        if not any(head for head, _ in heads):
+            raise ChainBroken("no source holds a ledger")
+        last, ledger = max(heads, key=lambda row: row[0])
+        return ledger, last
+
+    def _check_target(self, head: int, common: int) -> None:
+        """The target must be empty, or hold the beginning of this ledger."""
+        if common:
+            check_vault_info(self._target, self._anchors)
+            if read_raw(self._target, common) != self._raw(common):
+                raise ConflictError(
+                    f"entry {common} of store {self._target.name} is another one: it was written to from another side",
+                    hint="Nothing was copied. Keep both stores and find out which one counts.",
+                )
+            return
+        try:
+            check_vault_info(self._target, self._anchors)
+        except ObjectMissing:
+            for key, _ in self._target.list(""):
+                if not key.startswith(("keys/", "FORMAT", "rescue")):
+                    raise AlreadyExists(
+                        f"store {self._target.name} is not empty: it holds {key}", hint="Copy into an empty place. Nothing was copied."
+                    ) from None
+
+    # ------------------------------------------------------------ the ledger
+
+    def _raw(self, seq: int) -> bytes:
+        """The bytes of an entry from the first source that has it."""
+        error: ChainBroken | None = None
+        for source in self._sources:
+            try:
+                return read_raw(source, seq)
+            except (ChainBroken, *OWN_FAULT) as failed:
+                error = error or (failed if isinstance(failed, ChainBroken) else None)
+        raise error or ChainBroken(f"{entry_key(seq)}: is in no store that can be read")
+
+    def _links(self, ledger: Store, head: int, last: int) -> Iterator[Link]:
+        """The entries behind `head`, each checked."""
+        trust = trust_within(ledger, head, self._anchors) if head else Trust(self._anchors.admin)
+        prev: Digest | None = digest(self._raw(head)) if head else None
+        for seq in range(head + 1, last + 1):
+            link = check_entry(self._raw(seq), seq, prev, trust, self._anchors)
+            if link.entry.type == "trust":
+                trust.learn(link.entry, link.raw)
+            prev = link.sha256
+            yield link
+
+    def _entry(self, link: Link) -> None:
+        """What an entry names, in commit order, then the entry."""
+        packs = {pack_key(pack.id): pack for pack in link.entry.packs}
+        named = sorted(((_commit_order(key), key, sha256) for key, sha256 in named_by(link.entry).items() if key not in packs))
+        for order, key, sha256 in named:
+            if order < _PACKS:
+                self._count(copy_object(self._sources, self._target, key, sha256))
+        self._packs([pack for key, pack in packs.items() if self._there.get(key) != pack.size])
+        for order, key, sha256 in named:
+            if order > _PACKS:
+                self._count(copy_object(self._sources, self._target, key, sha256))
+        put_same(self._target, entry_key(link.seq), link.raw)
+        self._count(len(link.raw))
+        self._done.head = link.seq
+        self._on_event(Progress(link.seq, self._done.bytes, f"entry {link.seq}"))
+
+    def _packs(self, packs: list[PackRow]) -> None:
+        if not packs:
+            return
+        threads = min(self._target.traits.parallel, 4, len(packs))
+        with ThreadPoolExecutor(threads, "copy") as pool:
+            for size in pool.map(self._pack, packs):
+                self._count(size)
+
+    def _pack(self, pack: PackRow) -> int:
+        try:
+            return copy_object(self._sources, self._target, pack_key(pack.id), pack.sha256)
+        except ObjectMissing:
+            if pack.id in self._live_packs():
+                raise
+            self._done.left_out.append(pack.id)
+            return 0
+
+    def _live_packs(self) -> set[PackId]:
+        """Packs with live blocks at the head: only these are needed."""
+        if self._live is None:
+            ledger, _ = self._longest()
+            self._live = set(live_registry(ledger, self._anchors).packs)
+        return self._live
+
+    def _count(self, size: int) -> None:
+        self._done.objects += size > 0
+        self._done.bytes += size
+
+    # ------------------------------------------------------------ acts
+
+    def _acts(self, source: Store) -> None:
+        """A store that was made by this copy continues the acts of its source; one that has a chain of its own keeps that."""
+        theirs, ours = _raw_acts(source), _raw_acts(self._target)
+        if ours != theirs[: len(ours)]:
+            return
+        acts = read_acts(source, self._anchors, page_trust(source, find_head(source), self._anchors))
+        for act, (key, raw) in zip(acts, theirs, strict=True):
+            if act.seq <= len(ours):
+                continue
+            if act.details is not None:
+                self._count(copy_object([source], self._target, act.details.key, act.details.sha256))
+            put_same(self._target, key, raw)
+            self._count(len(raw))
+
+
+def _raw_acts(store: Store) -> list[tuple[ObjectKey, bytes]]:
+    keys = [ObjectKey(key) for key, _ in store.list("acts/") if is_object_key(key)]
+    return [(key, store.get(key, RECORD_LIMIT)) for key in keys]
+
+
+def _commit_order(key: ObjectKey) -> int:
+    """vault.json first, so that a store says from the beginning whose it is; snapshots last, so that none is visible before its packs."""
+    if key == VAULT_KEY:
+        return 0
+    if key.startswith("snapshots/"):
+        return _PACKS + 2
+    return _PACKS + 1 if key.startswith("lists/") else 1

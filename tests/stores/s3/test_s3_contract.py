@@ -1,0 +1,41 @@
+"""The contract, passed by a real server: in a bucket without versions, in one with them, and without create-only puts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mailbackup.stores.base import Store
+from mailbackup.testing.store_contract import StoreContract
+from tests.stores.s3.stores import Buckets
+
+
+class _S3(StoreContract):
+    kind = "plain"
+    options: dict[str, Any] = {}
+
+    @pytest.fixture(autouse=True)
+    def here(self, buckets: Buckets) -> None:
+        self.buckets, self.folder = buckets, buckets.folder()
+
+    def make_store(self) -> Store:
+        return self.buckets.open(self.kind, self.folder, **self.options)
+
+    def reopen(self, store: Store) -> Store:
+        return self.make_store()
+
+    def plant(self, store: Store, key: str, data: bytes) -> None:
+        self.buckets.weed.client().put_object(Bucket=self.buckets.names[self.kind], Key=f"{self.folder}/{key}", Body=data)
+
+
+class TestPlain(_S3):
+    pass
+
+
+class TestVersions(_S3):
+    kind = "versions"
+
+
+class TestWithoutCreateOnly(_S3):
+    options = {"create_only": False}
