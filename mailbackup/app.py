@@ -256,7 +256,7 @@ def snapshots(context: Context) -> list[SnapshotRow]:
         for link in reader.snapshots():
             messages, size = known.get(link.seq, (None, None))
             entry = link.entry
-            stores = tuple(name for name, head in heads.items() if head >= link.seq)
+            stores = tuple(place.name for place in chosen_stores(context) if heads.get(place.name, 0) >= link.seq)
             rows.append(
                 SnapshotRow(
                     seq=link.seq, time=entry.time, messages=messages, bytes=size, outcome=entry.outcome or "incomplete", stores=stores
@@ -425,7 +425,8 @@ def _summed(results: list[RestoreResult], seq: int, traffic: Traffic, began: flo
         outcome=outcome, seq=seq, messages=sum(r.messages for r in results), files=sum(r.files for r in results),
         bytes=sum(r.bytes for r in results), kept=sum(r.kept for r in results),
         fetched=Fetched(traffic.requests, traffic.bytes_read),
-        seconds=round(time.monotonic() - began, 3), findings=tuple(dict.fromkeys(f for r in results for f in r.findings)), plan=tuple(p for r in results for p in r.plan),
+        seconds=round(time.monotonic() - began, 3), findings=tuple(dict.fromkeys(f for r in results for f in r.findings)),
+        plan=tuple(p for r in results for p in r.plan),
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from mailbackup import access, app, config
@@ -21,9 +22,9 @@ ALICE = "alice@example.org"
 
 
 class World:
-    """One host. `root/mail/{domain}/{user}/Maildir` and `root/home` are its sources, `root/vault` its store."""
+    """One host. `root/mail/{domain}/{user}/Maildir` and `root/home` are its sources, `root/vault` its store; further ones are `root/vault-2` …"""
 
-    def __init__(self, root: object, *, directories: bool = False, mail: bool = True) -> None:
+    def __init__(self, root: object, *, directories: bool = False, mail: bool = True, stores: int = 1, urls: tuple[str, ...] = ()) -> None:
         self.root = str(root)
         self.mail = f"{self.root}/mail"
         self.home = f"{self.root}/home"
@@ -40,7 +41,7 @@ class World:
             host="mx1.example.org",
             mail=(f"{self.mail}/{{domain}}/{{user}}/Maildir",) if mail else (),
             directories=(self.home,) if directories else (),
-            stores=(config.file_url(self.vault),),
+            stores=urls or tuple(config.file_url(self.vault if n == 1 else f"{self.vault}-{n}") for n in range(1, stores + 1)),
             kit_out=self.kit,
         )
         self.made = app.init(options)
@@ -111,6 +112,10 @@ class World:
         with self._hooked():
             return app.verify(self.context, **options)
 
+    def using(self, store: str) -> access.Context:
+        """What commands get with `--store`."""
+        return replace(self.context, store=store)
+
     def restore(self, to: str, address: str | None = ALICE, **options: Any) -> RestoreResult:
         """`mailbackup restore mailbox`."""
         with self._hooked():
@@ -123,13 +128,13 @@ class World:
 
     # -- looking
 
-    def store(self) -> LocalStore:
-        """The vault's store."""
-        return LocalStore(self.vault, "local")
+    def store(self, number: int = 1) -> LocalStore:
+        """The vault's store, or a further one."""
+        return LocalStore(self.vault, "local") if number == 1 else LocalStore(f"{self.vault}-{number}", f"local-{number}")
 
-    def objects(self) -> list[str]:
-        """Keys of all objects in the vault."""
-        with contextlib.closing(self.store()) as store:
+    def objects(self, number: int = 1) -> list[str]:
+        """Keys of all objects in a store of the vault."""
+        with contextlib.closing(self.store(number)) as store:
             return [key for key, _ in store.list("")]
 
     def lose_state(self) -> None:

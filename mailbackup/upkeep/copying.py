@@ -18,7 +18,18 @@ from mailbackup.model.tree import RECORD_LIMIT
 from mailbackup.stores.base import Store
 from mailbackup.upkeep.page import live_registry
 from mailbackup.upkeep.readback import named_by
-from mailbackup.vault.chain import Link, Trust, check_entry, check_vault_info, find_head, page_trust, read_acts, read_raw, trust_within
+from mailbackup.vault.chain import (
+    Link,
+    Trust,
+    check_entry,
+    check_vault_info,
+    find_head,
+    page_trust,
+    parse_entry,
+    read_acts,
+    read_raw,
+    trust_within,
+)
 from mailbackup.vault.replicas import OWN_FAULT, copy_object, put_same
 
 _PACKS = 2  # the place of packs in the order of what an entry names
@@ -57,11 +68,11 @@ class _Copy:
     def run(self, acts: bool) -> Copied:
         ledger, last = self._longest()
         head = find_head(self._target)
-        self._check_target(head, min(head, last))
+        self._check_target(head, last)
         self._done.head = head
         self._there = {key: stat.size for key, stat in self._target.list("packs/")}
         self._on_event(Phase(f"copying to {self._target.name}", max(0, last - head), "entries"))
-        for link in self._links(ledger, head, last):
+        for link in self._links(head, last):
             self._entry(link)
             if self._stop():
                 raise Interrupted(f"stopped after entry {link.seq} of {last}", hint="Run it again: it goes on from there.")
@@ -70,22 +81,19 @@ class _Copy:
         return self._done
 
     def _longest(self) -> tuple[Store, int]:
-        """The source with the longest ledger, and its head."""
-        heads = [(find_head(source), source) for source in self._sources]
-        if not any(head for head, _ in heads):
+        """The source with the longest ledger, and its head; one that holds all of it before one that holds only the end (an outbox)."""
+        heads = [(find_head(source), entry_key(1) in dict(source.list(entry_key(1))), source) for source in self._sources]
+        last, _, ledger = max(heads, key=lambda row: row[:2], default=(0, False, None))
+        if ledger is None or last == 0:
             raise ChainBroken("no source holds a ledger")
-        last, ledger = max(heads, key=lambda row: row[0])
         return ledger, last
 
-    def _check_target(self, head: int, common: int) -> None:
-        """The target must be empty, or hold the beginning of this ledger."""
-        if common:
+    def _check_target(self, head: int, last: int) -> None:
+        """The target must be empty, or hold the beginning of this ledger (whose next entry must follow: see `_links`)."""
+        if head:
             check_vault_info(self._target, self._anchors)
-            if read_raw(self._target, common) != self._raw(common):
-                raise ConflictError(
-                    f"entry {common} of store {self._target.name} is another one: it was written to from another side",
-                    hint="Nothing was copied. Keep both stores and find out which one counts.",
-                )
+            if head >= last and read_raw(self._target, last) != self._raw(last):
+                raise self._foreign(last)
             return
         try:
             check_vault_info(self._target, self._anchors)
@@ -95,6 +103,12 @@ class _Copy:
                     raise AlreadyExists(
                         f"store {self._target.name} is not empty: it holds {key}", hint="Copy into an empty place. Nothing was copied."
                     ) from None
+
+    def _foreign(self, seq: int) -> ConflictError:
+        return ConflictError(
+            f"entry {seq} of store {self._target.name} is another one: it was written to from two sides",
+            hint="Nothing was copied. Keep both stores and find out which one counts.",
+        )
 
     # ------------------------------------------------------------ the ledger
 
@@ -108,12 +122,19 @@ class _Copy:
                 error = error or (failed if isinstance(failed, ChainBroken) else None)
         raise error or ChainBroken(f"{entry_key(seq)}: is in no store that can be read")
 
-    def _links(self, ledger: Store, head: int, last: int) -> Iterator[Link]:
-        """The entries behind `head`, each checked."""
-        trust = trust_within(ledger, head, self._anchors) if head else Trust(self._anchors.admin)
-        prev: Digest | None = digest(self._raw(head)) if head else None
+    def _links(self, head: int, last: int) -> Iterator[Link]:
+        """The entries behind `head`, each checked. Who is trusted at the head is read from the target, which holds all entries up to there."""
+        trust = page_trust(self._target, head, self._anchors) if head else Trust(self._anchors.admin)
+        prev: Digest | None = digest(read_raw(self._target, head)) if head else None
         for seq in range(head + 1, last + 1):
-            link = check_entry(self._raw(seq), seq, prev, trust, self._anchors)
+            raw = self._raw(seq)
+            if seq == head + 1 and head:
+                first, _, _ = parse_entry(raw, entry_key(seq), self._anchors)
+                if first.prev != prev:
+                    raise self._foreign(head)
+                if not trust.may_sign(first):  # its signer was named within this page: costs a request for each entry
+                    trust = trust_within(self._target, head, self._anchors)
+            link = check_entry(raw, seq, prev, trust, self._anchors)
             if link.entry.type == "trust":
                 trust.learn(link.entry, link.raw)
             prev = link.sha256

@@ -34,6 +34,8 @@ STATE_IS_NEW = "state_is_new"  # made since the last complete snapshot: nothing 
 FREEZE_NEXT = "freeze_next"  # the reason why the next snapshot freezes pruning
 HEAL_NEXT = "heal_next"  # lost packs that the next snapshot has to name
 
+KnownPacks = dict[PackId, tuple[int, int, int, bool]]  # pack → its number in the state, size, blocks, whether it is known to be lost
+
 _NO_STATE = "there was no state for this vault; everything is sent once more, and pruning waits for a human"
 
 
@@ -48,20 +50,25 @@ def start(replicas: Replicas, state: State, anchors: Anchors, writer: PublicKey)
         put_pending(replicas, state, anchors)
     except OtherEntry:
         rewound = True
-    store, head = replicas.settle_heads()
-    state.begin()
-    try:
-        findings = (_rewind if rewound else _follow)(store, head, state, anchors, writer)
-        for current in replicas.current:
-            state.set_store_head(current.name, *(state.head or (0, Digest(""))))
-        findings += _forget_lost(replicas, state, anchors, changed=bool(findings))
-        if state.get(STATE_IS_NEW):
-            findings.append(Finding(FindingKind.STATE_NEW, "state", _NO_STATE))
-    except BaseException:
-        state.rollback()
-        raise
-    state.commit()
-    return findings
+    while True:
+        store, head = replicas.settle_heads()
+        state.begin()
+        try:
+            findings = (_rewind if rewound else _follow)(store, head, state, anchors, writer)
+            findings += _forget_lost(replicas, state, anchors, changed=bool(findings))
+            for current in replicas.current:
+                state.set_store_head(current.name, *(state.head or (0, Digest(""))))
+            if state.get(STATE_IS_NEW):
+                findings.append(Finding(FindingKind.STATE_NEW, "state", _NO_STATE))
+        except OWN_FAULT as error:
+            state.rollback()
+            replicas.leave_out(store, error)  # the next one is followed; raises when there is none
+            continue
+        except BaseException:
+            state.rollback()
+            raise
+        state.commit()
+        return findings
 
 
 def _rewind(store: Store, head: int, state: State, anchors: Anchors, writer: PublicKey) -> list[Finding]:
@@ -186,7 +193,8 @@ def _forget_lost(replicas: Replicas, state: State, anchors: Anchors, *, changed:
     lost: dict[PackId, int] = {}
     findings: list[Finding] = []
     known = {pack: row for pack, row in state.packs().items() if not row[3]}
-    sizes = {store: {key: stat.size for key, stat in store.list("packs/")} for store in replicas.current}
+    sizes: dict[Store, dict[str, int]] = {}
+    replicas.each(lambda store: sizes.update({store: {key: stat.size for key, stat in store.list("packs/")}}))
     for store in replicas.current:
         absent = [pack for pack in known if pack_key(pack) not in sizes[store]]
         copied = _copied_back(replicas, store, [pack for pack in absent if _elsewhere(pack, known, sizes)], state)
@@ -194,10 +202,8 @@ def _forget_lost(replicas: Replicas, state: State, anchors: Anchors, *, changed:
             detail = f"{len(copied)} packs were missing in store {store.name}, and were copied from another store"
             findings.append(Finding(FindingKind.HEALED, _some(sorted(copied)), detail))
         found = {pack: row[0] for pack, row in known.items() if pack not in copied and sizes[store].get(pack_key(pack)) != row[1]}
-        for act in read_acts(store, anchors, _known_trust(state, anchors)):
-            if act.type == "damage":
-                found |= {damaged.id: known[damaged.id][0] for damaged in act.packs if damaged.id in known}
         lost |= found
+    replicas.each(lambda store: lost.update(_said_damaged(store, state, anchors, known)))
     untold = codec.decode(state.get(HEAL_NEXT) or "[]", list[str], HEAL_NEXT)  # an earlier run met them, and made no snapshot that says so
     if not lost and not changed and not untold:
         return findings
@@ -212,11 +218,17 @@ def _forget_lost(replicas: Replicas, state: State, anchors: Anchors, *, changed:
     return [*findings, Finding(FindingKind.HEALED, _some(packs), detail)]
 
 
+def _said_damaged(store: Store, state: State, anchors: Anchors, known: KnownPacks) -> dict[PackId, int]:
+    """The packs that an act of this store calls damaged."""
+    acts = read_acts(store, anchors, _known_trust(state, anchors))
+    return {damaged.id: known[damaged.id][0] for act in acts if act.type == "damage" for damaged in act.packs if damaged.id in known}
+
+
 def _some(packs: list[str] | list[PackId]) -> str:
     return ", ".join(pack[:12] for pack in packs[:5]) + (" …" if len(packs) > 5 else "")
 
 
-def _elsewhere(pack: PackId, known: dict[PackId, tuple[int, int, int, bool]], sizes: dict[Store, dict[str, int]]) -> bool:
+def _elsewhere(pack: PackId, known: KnownPacks, sizes: dict[Store, dict[str, int]]) -> bool:
     return any(found.get(pack_key(pack)) == known[pack][1] for found in sizes.values())
 
 

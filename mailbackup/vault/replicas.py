@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from mailbackup.errors import (
     ChainBroken,
@@ -114,8 +115,7 @@ class Replicas:
     # ------------------------------------------------------------ who stands where
 
     def align(self, state: State, anchors: Anchors) -> None:
-        """Ask every store for its head, and see which of them stand where the state does, or further. Raises what is wrong with the first store when
-        none does; ConflictError always."""
+        """Ask every store for its head, and see which of them stand where the state does, or further. What is wrong with a store is its `error`."""
         pinned = state.head or anchors.head
         for replica in self.replicas:
             if replica.store is None or replica.error is not None:
@@ -124,7 +124,7 @@ class Replicas:
                 check_vault_info(replica.store, anchors)
                 replica.head = self._checked_head(replica.store, state, anchors, pinned)
                 replica.behind = pinned is not None and replica.head < pinned[0]
-            except (*OWN_FAULT, DamageError, KeyProblem) as error:
+            except (*OWN_FAULT, DamageError, KeyProblem, ConflictError) as error:
                 replica.error = self._in_words(replica, error)
 
     def _checked_head(self, store: Store, state: State, anchors: Anchors, pinned: tuple[int, Digest] | None) -> int:
@@ -134,9 +134,10 @@ class Replicas:
             raise ChainBroken(f"store {store.name}: the vault has no ledger")
         own = pinned if len(self.replicas) == 1 else state.store_head(store.name)
         check_head(head, Anchors(vault=anchors.vault, admin=anchors.admin, head=own))
-        seen = max((pin for pin in (own, pinned) if pin is not None and pin[0] <= head), default=None)
-        if seen is not None and digest(read_raw(store, seen[0])) != seen[1]:
-            raise ChainBroken(f"entry {seen[0]} of store {store.name} is not the one that was written: the ledger was replaced")
+        if own is not None and digest(read_raw(store, own[0])) != own[1]:
+            raise ChainBroken(f"entry {own[0]} of store {store.name} is not the one that was written: the ledger was replaced")
+        if pinned is not None and pinned != own and pinned[0] <= head and digest(read_raw(store, pinned[0])) != pinned[1]:
+            raise _forked(store.name, pinned[0])
         return head
 
     def _in_words(self, replica: Replica, error: MailbackupError) -> MailbackupError:
@@ -150,32 +151,39 @@ class Replicas:
 
         Raises ConflictError when two stores hold different entries under the head's number, what keeps the first away when there is none.
         """
-        longest = max((replica.head for replica in self.replicas if replica.current), default=0)
-        for replica in self.replicas:
-            replica.behind |= replica.current and replica.head < longest
-        first = self.reference
-        others = self.current[1:]
-        if others:
-            raw = read_raw(first, longest)
+        while True:
+            longest = max((replica.head for replica in self.replicas if replica.current), default=0)
+            for replica in self.replicas:
+                replica.behind |= replica.current and replica.head < longest
+            first, others = self.reference, self.current[1:]
+            try:
+                raw = read_raw(first, longest) if others else b""
+            except OWN_FAULT as error:
+                self.leave_out(first, error)
+                continue
             for other in others:
-                if read_raw(other, longest) != raw:
-                    raise ConflictError(
-                        f"stores {first.name} and {other.name} hold different entries {longest}: the vault was written to from two sides",
-                        hint="Keep both as they are. Decide which one counts, take the other out of the configuration, and fill a new one with 'copy'.",
-                    )
-        return first, longest
+                self._try(other, partial(self._check_same, other, longest, raw, first.name))
+            return first, longest
+
+    @staticmethod
+    def _check_same(store: Store, seq: int, raw: bytes, first: str) -> None:
+        if read_raw(store, seq) != raw:
+            raise _forked(f"{first} and {store.name}", seq)
 
     # ------------------------------------------------------------ writing
 
     def each(self, action: Callable[[Store], None]) -> None:
         """Do something to every store that this run writes to. One that fails by its own fault is left out; raises when none is left."""
         for store in self.current:
-            try:
-                action(store)
-            except KeyExists:
-                raise
-            except OWN_FAULT as error:
-                self.leave_out(store, error)
+            self._try(store, partial(action, store))
+
+    def _try(self, store: Store, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except KeyExists:
+            raise
+        except OWN_FAULT as error:
+            self.leave_out(store, error)
 
     def put_same(self, key: ObjectKey, data: bytes) -> None:
         """Create an object in every store; one with the same bytes is success. Raises ConflictError for other bytes."""
@@ -224,7 +232,7 @@ class _Everywhere:
     def write(self, data: bytes | memoryview) -> None:
         """See `ObjectWriter.write`: raises only when no store is left."""
         for store, writer in list(self._writers.items()):
-            self._try(store, lambda writer=writer: writer.write(data))  # type: ignore[misc]
+            self._try(store, partial(writer.write, data))
 
     def commit(self) -> None:
         """See `ObjectWriter.commit`."""
@@ -244,6 +252,13 @@ class _Everywhere:
         except OWN_FAULT as error:
             self._writers.pop(store, None)
             self._replicas.give_up(store, error)
+
+
+def _forked(names: str, seq: int) -> ConflictError:
+    return ConflictError(
+        f"store {names}: entry {seq} is not the same everywhere: the vault was written to from two sides",
+        hint="Keep all stores as they are. Decide which counts, take the other out of the configuration, and fill a new one with 'mailbackup copy'.",
+    )
 
 
 def put_same(store: Store, key: ObjectKey, data: bytes) -> None:
