@@ -176,7 +176,8 @@ def use_vault(context: Context) -> Iterator[tuple[VaultReader, Traffic]]:
 def open_reader(context: Context, nearest: Nearest, anchors: Anchors, opener: EpochOpener) -> VaultReader:
     """A reader that knows what this host has seen in each store."""
     known = remembered(context.state_path, anchors.vault)
-    return VaultReader(nearest, anchors, opener, known.stores, None if known.head is None else known.head[0])
+    pins = known.stores if len(context.config.stores) > 1 else {}
+    return VaultReader(nearest, anchors, opener, pins, None if known.head is None else known.head[0])
 
 
 def common_anchors(ours: Anchors, kits: Anchors | None) -> Anchors:

@@ -468,13 +468,15 @@ def _verify_store(context: Context, decrypt: bool, sample: float | None, *, seve
     """Check one store, each of its bytes for itself."""
     name = str(context.store)
     blobs, opened = 0, 0
-    with use_store(context) as store:
-        scrubbed = scrub(store, context.anchors_of(name), sample=sample, on_event=context.on_event)
-    findings = scrubbed.findings
     if decrypt:
         with use_vault(context) as (reader, _):
+            scrubbed = scrub(reader.store, reader.anchors_of(reader.store), sample=sample, on_event=context.on_event)
             audited = Auditor(reader, scrubbed.registry, context.on_event, sample).run(_sound_snapshots(reader))
             findings, blobs, opened = scrubbed.findings + audited.findings, audited.blobs, audited.bytes
+    else:
+        with use_store(context) as store:
+            scrubbed = scrub(store, context.anchors_of(name), sample=sample, on_event=context.on_event)
+            findings = scrubbed.findings
     if several:
         findings = [Finding(found.kind, found.subject, f"store {name}: {found.detail}", found.snapshots) for found in findings]
     return _Verified(scrubbed.objects, scrubbed.bytes + opened, blobs, findings)

@@ -30,7 +30,7 @@ from mailbackup.restore.target import Target
 from mailbackup.server.dovecot import Dovecot, Status
 from mailbackup.server.session import Mail, Session
 from mailbackup.server.staged import compare, folders_of, narrow, read, take_over
-from mailbackup.stores.local import reserve_of
+from mailbackup.stores.local_room import reserve_of
 
 STAGING = "/var/tmp"  # noqa: S108  its directories are made private, and no pattern of mailboxes looks here
 PREFIX = "mailbackup-live-"

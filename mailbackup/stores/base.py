@@ -52,7 +52,10 @@ class Store(Protocol):
     """Where objects go. Safe to use from several threads."""
 
     name: str
-    traits: StoreTraits
+
+    @property
+    def traits(self) -> StoreTraits:
+        """What it can do."""
 
     def put(self, key: ObjectKey, data: bytes) -> None:
         """Create the object, whole and durable.

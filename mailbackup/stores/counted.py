@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from mailbackup.model.ids import ObjectKey
-from mailbackup.stores.base import ObjectStat, ObjectWriter, Store
+from mailbackup.stores.base import ObjectStat, ObjectWriter, Store, StoreTraits
 
 
 class CountedStore:
@@ -15,12 +15,16 @@ class CountedStore:
 
     def __init__(self, inner: Store) -> None:
         self.name = inner.name
-        self.traits = inner.traits
         self.requests = 0
         self.bytes_read = 0
         self.bytes_written = 0
         self._inner = inner
         self._lock = threading.Lock()
+
+    @property
+    def traits(self) -> StoreTraits:
+        """As the inner one's; some are found out when they matter."""
+        return self._inner.traits
 
     def put(self, key: ObjectKey, data: bytes) -> None:
         """One request and the bytes of the object."""

@@ -37,7 +37,6 @@ from mailbackup.stores.base import ObjectStat, ObjectWriter, StoreTraits
 from mailbackup.stores.checks import checked_key, checked_range, key_exists, missing, too_long, too_short
 from mailbackup.stores.local_publish import can_create_only, publish_looked
 from mailbackup.stores.local_room import Room
-from mailbackup.stores.local_room import reserve_of as reserve_of  # noqa: PLC0414  server.live asks for it here
 from mailbackup.stores.local_tree import TEMP, check_marked, components, enter, entered, make_marked, walk
 
 STALE_TEMP = 24 * 3600  # seconds after which no writer can still be at work on a file in .tmp
@@ -66,7 +65,6 @@ class LocalStore:
         try:
             with self.doing("recognise", "the directory"):
                 check_marked(self._root_fd, self.name, self.path)
-            self.try_create_only()
         except BaseException:
             self.close()
             raise
@@ -86,7 +84,7 @@ class LocalStore:
             os.close(fd)
 
     def try_create_only(self) -> None:
-        """Let the traits say what this file system can do, as soon as that can be found out: not where there is no `.tmp`, or it is read-only."""
+        """Let the traits say what this file system can do. Found out before the first write, so that reading changes nothing."""
         if self._tried:
             return
         with contextlib.suppress(OSError), entered(self._root_fd, TEMP) as temps:
@@ -99,6 +97,7 @@ class LocalStore:
     def put(self, key: ObjectKey, data: bytes) -> None:
         """See `Store.put`. After KeyExists the existing object is as durable as after its own put."""
         with self.doing("write", key):
+            self.try_create_only()
             if self._on_disk(checked_key(key)):  # spares the write; who comes first is decided by the link
                 raise key_exists(key, self.name)
         with self.create(key) as writer:

@@ -52,17 +52,22 @@ def _tried(name: str, trial: Callable[[Store], _Found], store: Store) -> StorePr
     return StoreProbe(name, outcome, detail, hint)
 
 
+_NOT_CREATE_ONLY: _Found = (
+    "unknown",
+    "this store cannot refuse to replace an object: a second writer would not be noticed",
+    "Let only this host write there.",
+)
+
+
 def _create_only(store: Store) -> _Found:
     if not store.traits.create_only:  # trying would replace vault.json
-        return (
-            "unknown",
-            "this store cannot refuse to replace an object: a second writer would not be noticed",
-            "Let only this host write there.",
-        )
+        return _NOT_CREATE_ONLY
     data = store.get(VAULT_KEY, _VAULT_LIMIT)
     try:
         store.put(VAULT_KEY, data)
     except KeyExists:
+        if not store.traits.create_only:  # a directory finds out when it is first written to
+            return _NOT_CREATE_ONLY
         return "ok", "an object that exists is not replaced", ""
     detail = "the store accepted an object whose key exists: it ignores the condition, and a second writer would not be noticed"
     return "failed", detail, "Say 'create_only = false' for this store, and let only one host write there."

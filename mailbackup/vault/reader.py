@@ -113,9 +113,9 @@ class VaultReader:
         """The store whose ledger is read: the nearest of those with the longest."""
         return self._ledgers[0][0]
 
-    def _anchors_of(self, store: Store) -> Anchors:
+    def anchors_of(self, store: Store) -> Anchors:
         """What this store must hold: among several, one may be behind what was seen in another."""
-        pin = self._pins.get(store.name, self.anchors.head) if self.stores.several else self.anchors.head
+        pin = self._pins.get(store.name, self.anchors.head)
         return Anchors(vault=self.anchors.vault, admin=self.anchors.admin, head=pin)
 
     def links(self) -> Iterator[Link]:
@@ -145,7 +145,7 @@ class VaultReader:
     def _check_ledger(self, store: Store, head: int) -> Anchors:
         if head == 0:
             raise ChainBroken(f"store {store.name}: the vault has no ledger")
-        anchors = self._anchors_of(store)
+        anchors = self.anchors_of(store)
         check_head(head, anchors)
         return anchors
 

@@ -12,8 +12,10 @@ import pytest
 
 from mailbackup.errors import KeyExists, NoSpace, ObjectDamaged, ObjectMissing, StoreRefused
 from mailbackup.model.ids import ObjectKey, entry_key
+from mailbackup.model.options import StoreConfig
 from mailbackup.stores import local
 from mailbackup.stores.local import LocalStore
+from mailbackup.stores.locate import open_store
 from mailbackup.testing.mounts import remount, tmpfs, unprivileged
 from mailbackup.testing.store_contract import KEY, LIMIT, OTHER, READS, USES, VAULT, keys
 
@@ -150,6 +152,15 @@ def test_the_quota_is_a_limit_on_the_bytes_of_all_objects(root: str) -> None:
         store.put(OTHER, b"x" * 55)
         with pytest.raises(NoSpace, match="holds 100 bytes"):
             store.put(entry_key(1), b"x")
+
+
+def test_reserve_and_quota_are_options_of_the_configuration(root: str) -> None:
+    place = StoreConfig(name="cellar", url=f"file://{root}", reserve=0, quota=100)
+    with contextlib.closing(open_store(place, create=True)) as store, pytest.raises(NoSpace, match="quota is 100"):
+        store.put(KEY, b"x" * 101)
+    place = StoreConfig(name="cellar", url=f"file://{root}", reserve=1 << 60)
+    with contextlib.closing(open_store(place)) as store, pytest.raises(NoSpace, match="reserve"):
+        store.put(KEY, b"x")
 
 
 def test_what_was_not_kept_does_not_count_against_the_quota(root: str) -> None:

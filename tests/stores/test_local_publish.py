@@ -86,6 +86,7 @@ class WithoutLinks(StoreContract):
 
     def reopen(self, store: Store) -> Store:
         again = self.opened.enter_context(contextlib.closing(LocalStore(self.root, "again")))
+        again.try_create_only()
         assert again.traits.create_only is False
         return again
 
@@ -142,15 +143,17 @@ def test_a_rename_that_replaces_all_the_same_is_not_believed(root: str, monkeypa
 
 
 @pytest.mark.root
-def test_a_disk_that_may_only_be_read_is_not_tried_and_opens(tmp_path: object) -> None:
+def test_a_disk_that_may_only_be_read_opens_and_is_tried_when_it_is_written(tmp_path: object, neither: None) -> None:
     with tmpfs(f"{tmp_path}/disk", 4 << 20) as disk:
         with contextlib.closing(new_store(f"{disk}/store")) as store:
             store.put(KEY, b"mail")
         remount(disk, "ro")
         with contextlib.closing(LocalStore(f"{disk}/store", "cellar")) as store:
             assert store.get(KEY, LIMIT) == b"mail"
+            assert store.traits.create_only is True  # not known; nothing can be written
             remount(disk, "rw")
             store.put(OTHER, b"mail")
+            assert store.traits.create_only is False
 
 
 def test_opening_a_store_without_scratch_folder_does_not_make_one(root: str) -> None:

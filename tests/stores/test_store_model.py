@@ -145,6 +145,7 @@ class LocalMachine(StoreMachine):
 
     def open(self) -> Store:
         self.root = self.cleanup.enter_context(tempfile.TemporaryDirectory())
+        LocalStore.create_root(self.root)
         return self.cleanup.enter_context(contextlib.closing(LocalStore(self.root, "local")))
 
     @rule()
