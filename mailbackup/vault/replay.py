@@ -24,7 +24,7 @@ from mailbackup.vault.chain import (
     trust_of,
     walk,
 )
-from mailbackup.vault.commit import OtherEntry, put_pending
+from mailbackup.vault.commit import OtherEntry, Unplaceable, put_left_over
 from mailbackup.vault.heal import heal, recount
 from mailbackup.vault.replicas import OWN_FAULT, Replicas, copy_object
 from mailbackup.vault.state import State
@@ -47,8 +47,8 @@ def start(replicas: Replicas, state: State, anchors: Anchors, writer: PublicKey)
     rewound = False
     replicas.align(state, anchors)
     try:
-        put_pending(replicas, state, anchors)
-    except OtherEntry:
+        put_left_over(replicas, state, anchors)
+    except (OtherEntry, Unplaceable):
         rewound = True
     while True:
         store, head = replicas.settle_heads()

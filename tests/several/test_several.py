@@ -460,7 +460,7 @@ class Unreadable(Wrapper):
         return super().stream(key, chunk)
 
     def _refuse(self, key: str) -> None:
-        if key.startswith(("packs/", "snapshots/", "keys/", "lists/")):
+        if key.startswith(("packs/", "snapshots/", "lists/")):
             raise StoreRefused(f"{key}: access denied")
 
 
