@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV := $(VENV)/.dev
 # What tests run: name of the program, and of its Debian package where that differs.
-PROGRAMS := age zstd openssl podman runc mmdebstrap bwrap:bubblewrap mbsync:isync setfacl:acl nsenter:util-linux setpriv:util-linux ssh:openssh-client ip:iproute2 sshd:openssh-server mkfs.exfat:exfatprogs mount.exfat-fuse:exfat-fuse
+PROGRAMS := age zstd openssl podman runc mmdebstrap bwrap:bubblewrap mbsync:isync setfacl:acl nsenter:util-linux setpriv:util-linux ssh:openssh-client ip:iproute2 sshd:openssh-server mkfs.exfat:exfatprogs mount.exfat-fuse:exfat-fuse aws:awscli
 # What pip builds borg from.
 LIBRARIES := libacl1-dev libssl-dev liblz4-dev libzstd-dev libxxhash-dev pkg-config
 

@@ -40,6 +40,7 @@ def described(reader: VaultReader, found: Sequence[FoundEntry]) -> list[MessageL
 
 def message_bytes(reader: VaultReader, tree: MailboxTree, wanted: str) -> bytes:
     """One message, byte for byte. `wanted` is a prefix of its id that fits no other message. Raises NotFound."""
+    reader.prefetch(tree)
     hits = [
         entry
         for row in tree.folders
@@ -49,6 +50,7 @@ def message_bytes(reader: VaultReader, tree: MailboxTree, wanted: str) -> bytes:
     if len(hits) != 1:
         what = "no message" if not hits else f"{len(hits)} messages"
         raise NotFound(f"{tree.address} has {what} whose id begins with {wanted}", hint=f"'mailbackup ls {tree.address}' lists the ids.")
+    reader.blocks.prefetch(hits[0].refs)
     return b"".join(reader.blocks.blob(ref) for ref in hits[0].refs)
 
 

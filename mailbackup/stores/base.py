@@ -25,6 +25,7 @@ class StoreTraits:
     object_lock: bool = False  # objects cannot be removed before a date
     delete_granularity: Literal["object", "archive"] = "object"  # what has to be dead before its bytes are freed
     parallel: int = 1  # requests at once that pay off
+    request_cost: int = 0  # bytes that come in the time that a further request takes
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -19,8 +19,9 @@ from mailbackup.vault.nearest import Nearest
 _CACHE = 32 << 20  # bytes of opened blocks that wait for their next use
 _OPEN_AHEAD = 8  # blocks that are opened before they are asked for: some kilobytes may unpack to 16 MiB each
 _FETCH_AHEAD = 24 << 20  # bytes, as stored, that are fetched before they are asked for
-_SPAN = 4 << 20  # bytes that one request fetches at most when blocks lie side by side (a single block may be longer)
+_SPAN = 2 << 20  # bytes that one request fetches at most when blocks lie side by side (a single block may be longer)
 _GAP = 16 << 10  # bytes between two blocks that cost less than a further request
+_NEAR = 8 << 20  # bytes, as stored, that came along with what was asked for
 _LOOK = 32  # blocks among which neighbours are looked for
 
 BlockName = tuple[str, int]
@@ -35,6 +36,7 @@ class BlockReader:
         self._lock = threading.Lock()
         self._cache: OrderedDict[BlockName, bytes] = OrderedDict()
         self._cached = 0
+        self._windows: OrderedDict[tuple[PackId, int], bytes] = OrderedDict()  # pack and offset → bytes as stored
 
     @property
     def parallel(self) -> int:
@@ -49,9 +51,49 @@ class BlockReader:
             if plain is not None:
                 self._cache.move_to_end(name)
         if plain is None:
-            plain = self.open(ref)
+            plain = self.unseal(ref, self._near(ref))
             self._keep(name, plain)
         return blob_of(plain, ref)
+
+    def record(self, ref: BlobRef) -> bytes:
+        """A blob of a tree, checked. What a tree refers to was written just before it, so a distant store gives some of that in the same answer."""
+        cost = self._stores.first().traits.request_cost
+        if cost and (ref.pack, ref.number) not in self._cache and self._near(ref) is None:
+            start = max(0, ref.offset - cost)
+            self._hold(ref.pack, start, self.fetch(ref.pack, start, ref.offset - start + ref.length))
+        return self.blob(ref)
+
+    def prefetch(self, refs: Iterable[BlobRef]) -> None:
+        """Fetch blocks that will be asked for soon, neighbours in one request and several requests at once, as far as there is room."""
+        wanted = {(ref.pack, ref.number): ref for ref in refs if (ref.pack, ref.number) not in self._cache and self._near(ref) is None}
+        if len(wanted) < 2:
+            return
+        room = _NEAR
+        spans = []
+        for span in _spans(sorted(wanted.values(), key=lambda ref: (ref.pack, ref.offset))):
+            room -= span[2]
+            if room < 0:
+                break
+            spans.append(span)
+        with ThreadPoolExecutor(self.parallel, "prefetch") as pool:
+            for (pack, start, _), data in zip(spans, pool.map(lambda span: self.fetch(*span), spans), strict=True):
+                self._hold(pack, start, data)
+
+    def _near(self, ref: BlobRef) -> bytes | None:
+        """The bytes of a block, where they came along with another one."""
+        with self._lock:
+            for (pack, start), data in self._windows.items():
+                if pack == ref.pack and start <= ref.offset and ref.offset + ref.length <= start + len(data):
+                    return data[ref.offset - start : ref.offset - start + ref.length]
+        return None
+
+    def _hold(self, pack: PackId, start: int, data: bytes | None) -> None:
+        if data is None:
+            return
+        with self._lock:
+            self._windows[pack, start] = data
+            while sum(map(len, self._windows.values())) > _NEAR and len(self._windows) > 1:
+                self._windows.popitem(last=False)
 
     def open(self, ref: BlobRef) -> bytes:
         """The plaintext of the block that a ref names, from the nearest store that has it whole."""
@@ -82,6 +124,21 @@ class BlockReader:
                 self._cached += len(plain)
             while self._cached > _CACHE and len(self._cache) > 1:
                 self._cached -= len(self._cache.popitem(last=False)[1])
+
+
+def _spans(refs: Iterable[BlobRef]) -> Iterator[tuple[PackId, int, int]]:
+    """Pack, offset and length of the requests that fetch these blocks, which are in order."""
+    pack, low, high = PackId(""), 0, 0
+    for ref in refs:
+        end = ref.offset + ref.length
+        if ref.pack == pack and ref.offset <= high + _GAP and end - low <= _SPAN:
+            high = max(high, end)
+            continue
+        if high:
+            yield pack, low, high - low
+        pack, low, high = ref.pack, ref.offset, end
+    if high:
+        yield pack, low, high - low
 
 
 def _checked(ref: BlobRef) -> str:

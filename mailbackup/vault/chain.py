@@ -163,6 +163,18 @@ def check_head(head: int, anchors: Anchors) -> None:
         )
 
 
+Known = dict[int, bytes]
+"""Entries that were read a moment ago, by number: the pinned one, the head and the first of a page are often the same."""
+
+
+def _known_raw(store: Store, seq: int, known: Known | None) -> bytes:
+    if known is None:
+        return read_raw(store, seq)
+    if seq not in known:
+        known[seq] = read_raw(store, seq)
+    return known[seq]
+
+
 def read_raw(store: Store, seq: int) -> bytes:
     """The bytes of an entry. Raises ChainBroken when it is missing."""
     try:
@@ -187,17 +199,17 @@ def _next(store: Store, seq: int, prev: Digest | None, trust: Trust, anchors: An
     return check_entry(read_raw(store, seq), seq, prev, trust, anchors)
 
 
-def page_trust(store: Store, seq: int, anchors: Anchors) -> Trust:
+def page_trust(store: Store, seq: int, anchors: Anchors, known: Known | None = None) -> Trust:
     """Who is trusted at entry `seq`, from the trust entries that its page repeats and those of the page up to it: few requests at any age.
 
     Each of them carries the admin's own signature, so they need not be reached by walking. Raises ChainBroken.
     """
     first = seq - seq % LEDGER_PAGE
     if first:
-        entry, _, _ = parse_entry(read_raw(store, first), entry_key(first), anchors)
+        entry, _, _ = parse_entry(_known_raw(store, first, known), entry_key(first), anchors)
         return trust_of(entry.trust, anchors)
     trust = Trust(anchors.admin)
-    _learn_signed(trust, read_raw(store, 1), anchors)
+    _learn_signed(trust, _known_raw(store, 1, known), anchors)
     return trust
 
 
@@ -235,9 +247,10 @@ def backwards(store: Store, anchors: Anchors, head: int) -> Iterator[Link]:
     The pinned entry is checked also when the reader does not get that far back.
     """
     check_head(head, anchors)
-    if anchors.head is not None and anchors.head[0] != head and digest(read_raw(store, anchors.head[0])) != anchors.head[1]:
+    known: Known = {}
+    if anchors.head is not None and anchors.head[0] != head and digest(_known_raw(store, anchors.head[0], known)) != anchors.head[1]:
         raise ChainBroken(f"{entry_key(anchors.head[0])}: is not the entry that was pinned; the ledger was replaced")
-    link = _alone(store, anchors, head)
+    link = _alone(store, anchors, head, known)
     signers = _Signers(anchors.admin)
     signers.meet(link)
     yield link
@@ -305,15 +318,15 @@ def _refuse_other_than_pinned(store: Store, anchors: Anchors, pinned: tuple[int,
         raise ChainBroken(f"{entry_key(pinned[0])}: is not the entry that was pinned; the ledger was replaced")
 
 
-def _alone(store: Store, anchors: Anchors, seq: int) -> Link:
+def _alone(store: Store, anchors: Anchors, seq: int, known: Known | None = None) -> Link:
     """An entry, judged by its own signature and by who is trusted in its page."""
-    return uncovered(store, entry_key(seq), lambda: _judged_alone(store, anchors, seq))
+    return uncovered(store, entry_key(seq), lambda: _judged_alone(store, anchors, seq, known))
 
 
-def _judged_alone(store: Store, anchors: Anchors, seq: int) -> Link:
+def _judged_alone(store: Store, anchors: Anchors, seq: int, known: Known | None) -> Link:
     raw = read_raw(store, seq)
     entry, line, signature = parse_entry(raw, entry_key(seq), anchors)
-    trust = page_trust(store, seq, anchors)
+    trust = page_trust(store, seq, anchors, known)
     if not trust.may_sign(entry):
         _learn_page(store, seq, trust, anchors)
     return _trusted(Link(seq, digest(raw), raw, entry), line, signature, trust, anchors)

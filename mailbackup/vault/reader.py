@@ -77,10 +77,6 @@ class VaultReader:
         found = []
         for store in self.stores.stores():
             try:
-                with contextlib.suppress(
-                    ObjectMissing, ObjectDamaged
-                ):  # the ledger proves by itself whose it is; `verify` names vault.json
-                    check_vault_info(store, self.anchors)
                 found.append((store, find_head(store)))
             except StoreError as error:
                 if not self.stores.several:
@@ -129,9 +125,15 @@ class VaultReader:
                     yield link
                 return
             except ChainBroken as error:
-                first = first or error
+                first = first or self._in_words(store, error)
         assert first is not None, "a ledger neither ended nor broke"
         raise first
+
+    def _in_words(self, store: Store, error: ChainBroken) -> ChainBroken:
+        """The ledger proves by itself whose it is. When it does not, vault.json may say why: raises AnchorMismatch for another vault."""
+        with contextlib.suppress(ObjectMissing, ObjectDamaged):  # `verify` names it
+            check_vault_info(store, self.anchors)
+        return error
 
     def _backwards(self, store: Store, head: int, after: Link | None) -> Iterator[Link]:
         """The entries of one store, from the one before `after`, which it must hold as well."""
@@ -173,7 +175,7 @@ class VaultReader:
                     continue
                 link = entry_at(store, anchors, seq)
             except ChainBroken as error:
-                first = first or error
+                first = first or self._in_words(store, error)
                 continue
             if link.entry.type == "snapshot":
                 return link
@@ -210,7 +212,7 @@ class VaultReader:
 
     def record(self, ref: BlobRef, kind: type[T], what: str) -> T:
         """The record in a blob."""
-        return codec.decode(self.blocks.blob(ref), kind, what)
+        return codec.decode(self.blocks.record(ref), kind, what)
 
     def mailboxes(self, snapshot: Snapshot, keys: Iterable[str] | None = None) -> Iterator[tuple[MailboxRow, BlobRef]]:
         """The rows of the mailbox table, with the place of each tree; with `keys`, only segments that can hold them are read."""
@@ -247,10 +249,16 @@ class VaultReader:
             for entry in segment.entries:
                 yield _found(None, segment, entry, None)
 
+    def prefetch(self, tree: MailboxTree) -> None:
+        """Fetch the listings of all folders of a mailbox, as few requests as there can be."""
+        rows = [row for folder in tree.folders for row in folder.segments]
+        self.blocks.prefetch(resolve(tree.blocks, ref) for row in rows for ref in (row.facts, row.flags))
+
     def messages(self, tree: MailboxTree, folder: Folder) -> Iterator[FoundEntry]:
         """The messages of a folder, in order."""
         what = f"{tree.address}/{folder.name}"
         name = from_name(folder.name)
+        self.blocks.prefetch(resolve(tree.blocks, ref) for row in folder.segments for ref in (row.facts, row.flags))
         for row in folder.segments:
             segment = decode_segment(self.blocks.blob(resolve(tree.blocks, row.facts)), what, "facts")
             flags = decode_flags(self.blocks.blob(resolve(tree.blocks, row.flags)), len(segment.entries), what)

@@ -19,7 +19,7 @@ _LOCKED = (
     "Another borg uses the repository; raise `patience` if its uploads take long. Only when surely none runs any more, on no machine: "
     "'borg break-lock REPOSITORY'."
 )
-_PASSPHRASE = "Set passphrase_command in this [[store]] to a command that prints the passphrase of the repository."
+_LOCKED_UP = "Set passphrase_command in this [[store]] to a command that prints the passphrase of the repository."
 _CHECK = "Look at the machine of the repository, then run 'borg check REPOSITORY' there. Do not prune or compact before."
 _NOT_BORG = "Check the address, and that borg 1.2 or newer is installed there (remote_path names its program)."
 _SSH = "Try the command of `rsh` by hand: it must connect without asking anything."
@@ -46,14 +46,17 @@ _FINAL: dict[str, _Refusal] = {
     "Repository.ParentPathDoesNotExist": (StoreRefused, "Make the folder above the repository."),
     "Repository.PathAlreadyExists": (StoreRefused, "There is something else at this path."),
     "Repository.PathPermissionDenied": (StoreRefused, None),
-    "Repository.InsufficientFreeSpaceError": (NoSpace, "Free space where the repository lies, then run again; what was stored stays valid."),
+    "Repository.InsufficientFreeSpaceError": (
+        NoSpace,
+        "Free space where the repository lies, then run again; what was stored stays valid.",
+    ),
     "Repository.StorageQuotaExceeded": (StoreRefused, "The quota of the repository is used up: raise it, or prune and compact."),
     "PathNotAllowed": (StoreRefused, "The forced command on the other side (borg serve --restrict-to-path) allows another path."),
     "LockFailed": (StoreRefused, "The user there must be able to write to the repository."),
-    "PassphraseWrong": (StoreRefused, _PASSPHRASE),
-    "NoPassphraseFailure": (StoreRefused, _PASSPHRASE),
-    "PasswordRetriesExceeded": (StoreRefused, _PASSPHRASE),
-    "PasscommandFailure": (StoreRefused, _PASSPHRASE),
+    "PassphraseWrong": (StoreRefused, _LOCKED_UP),
+    "NoPassphraseFailure": (StoreRefused, _LOCKED_UP),
+    "PasswordRetriesExceeded": (StoreRefused, _LOCKED_UP),
+    "PasscommandFailure": (StoreRefused, _LOCKED_UP),
     "RepoKeyNotFoundError": (StoreRefused, _CHECK),
     "KeyfileNotFoundError": (StoreRefused, "The repository was made with a key file: it belongs in ~/.config/borg/keys of this user."),
     "UnsupportedManifestError": (StoreRefused, _NOT_BORG),
@@ -61,7 +64,10 @@ _FINAL: dict[str, _Refusal] = {
     "RemoteRepository.RPCServerOutdated": (StoreRefused, _NOT_BORG),
     "UnexpectedRPCDataFormatFromServer": (StoreRefused, _NOT_BORG),
     "UnexpectedRPCDataFormatFromClient": (StoreRefused, _NOT_BORG),
-    "Cache.RepositoryReplay": (StoreRefused, "The repository is older than it was before: somebody put back a copy. Compare it with another store."),
+    "Cache.RepositoryReplay": (
+        StoreRefused,
+        "The repository is older than it was before: somebody put back a copy. Compare it with another store.",
+    ),
     "Cache.EncryptionMethodMismatch": (StoreRefused, "Another repository lies at this address than before."),
     "Repository.ObjectNotFound": (ObjectDamaged, _CHECK),
     "IntegrityError": (ObjectDamaged, _CHECK),
@@ -77,10 +83,11 @@ _PHRASES: tuple[tuple[str, _Refusal], ...] = (
     ("Host key verification failed", (StoreRefused, "Compare the other side's host key, then connect once by hand.")),
     ("No space left on device", (NoSpace, "Free space where the repository lies, then run again; what was stored stays valid.")),
     ("Disk quota exceeded", (NoSpace, "The disk quota where the repository lies is used up.")),
+    ("unrecognized arguments", (StoreRefused, "borg 1.4 is needed; borg_path names it. Borg 2 has other commands and other repositories.")),
     ("Permission denied", (StoreRefused, None)),
     ("Read-only file system", (StoreRefused, None)),
 )
-"""What only the text tells: ssh and the system have no ids."""
+"""What only the text tells: ssh and the system have no ids. Where borg ended before it had read what ssh says, the next try may tell."""
 
 _SECRET = {"PasscommandFailure"}  # its text shows the command, which may hold more than it should
 _LONGEST = 600  # characters of borg's own words that are shown
@@ -143,7 +150,8 @@ class Failure:
             return f"borg was ended by signal {-self.code}"
         if self.msgid in _SECRET:
             return "passphrase_command failed"
-        said = [first for message in self.messages if (first := _first_line(message.message))]
+        told = [message for message in self.messages if message.msgid or not message.message.startswith("Traceback")]
+        said = [first for message in told or self.messages if (first := _first_line(message.message))]
         return "; ".join(dict.fromkeys(said))[-_LONGEST:] or f"borg ended with status {self.code}"
 
 
@@ -155,14 +163,14 @@ def failure_of(code: int, stderr: bytes) -> Failure:
 
 def _message(line: str) -> Message:
     try:
-        return decode(line, Message, "message of borg")
+        return decode(line[max(line.find('{"type'), 0) :], Message, "message of borg")  # a prompt has no end of line
     except RecordInvalid:
         return Message(message=line)
 
 
 def _first_line(text: str) -> str:
-    """Enough of a message: what follows are hints of borg's own, tracebacks and facts about its machine."""
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    if lines and lines[0].startswith("Traceback"):
-        return lines[-1].strip()
-    return lines[0].strip().removeprefix("Remote: ") if lines else ""
+    """Enough of a message: what follows are hints of borg's own and facts about its machine. Of a traceback, its end."""
+    lines = text.strip().partition("\n\n")[0].splitlines()
+    if not lines:
+        return ""
+    return lines[-1 if lines[0].startswith("Traceback") else 0].strip().removeprefix("Remote: ")

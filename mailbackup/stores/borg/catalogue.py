@@ -161,7 +161,9 @@ class Catalogue:
             commented = self._commented(unknown, listed)
             known |= {found.id: self._read(found) for found in commented if found.id not in known}
             listed = list(({found.name: found for found in listed} | {found.name: found for found in commented}).values())
-        self._set({found.id: known[found.id] for found in listed if found.id in known}, max((_number(found) for found in listed), default=0))
+        self._set(
+            {found.id: known[found.id] for found in listed if found.id in known}, max((_number(found) for found in listed), default=0)
+        )
         self._forget()
 
     def _listed(self, options: tuple[str, ...], expected: tuple[str, ...] = ()) -> list[_Listed]:
@@ -211,7 +213,10 @@ class Catalogue:
 
     def _remember(self, archive: Archive, comment: str | None = None) -> None:
         text = comment if comment is not None else comment_of(archive.token, archive.objects.items(), archive.small.items())
-        with contextlib.suppress(OSError), open(os.path.join(self._folder, archive.id), "wb") as file:  # a cache: what is lost is read again
+        with (
+            contextlib.suppress(OSError),
+            open(os.path.join(self._folder, archive.id), "wb") as file,
+        ):  # a cache: what is lost is read again
             file.write(digest(text.encode()).encode() + b"\n" + text.encode())
 
     def _forget(self) -> None:
@@ -242,8 +247,9 @@ def files_of(borg: Borg, name: str) -> dict[str, int]:
         for line in answer.splitlines():
             with contextlib.suppress(RecordInvalid):  # a name that is not UTF-8 was never one of our objects
                 found = decode(line, _File, f"listing of {name}")
-                key = found.path.rpartition("/")[0] or found.path
-                objects[key] = objects.get(key, 0) + found.size
+                if found.type == "-":
+                    key = found.path.rpartition("/")[0] or found.path
+                    objects[key] = objects.get(key, 0) + found.size
     return objects
 
 

@@ -39,12 +39,14 @@ def repository_of(place: StoreConfig) -> str:
         if _URL.fullmatch(rest):
             return _without_signs(place, "ssh://" + rest)
     raise ConfigInvalid(
-        f"url of store {place.name} is not the address of a Borg repository", hint="borg:///absolute/path or borg+ssh://user@host:port/./path"
+        f"url of store {place.name} is not the address of a Borg repository",
+        hint="borg:///absolute/path or borg+ssh://user@host:port/./path",
     )
 
 
 def _without_signs(place: StoreConfig, address: str) -> str:
-    if any(sign in address for sign in ("::", "{", "}")):
+    path = address.partition("://")[2].partition("/")[2] or address  # the address of a host may hold colons
+    if any(sign in path for sign in ("::", "{", "}")):
         raise ConfigInvalid(f"url of store {place.name} holds '::' or braces, which mean something to borg", hint="Choose another path.")
     return address
 
@@ -90,16 +92,17 @@ class Borg:
         common = ("--log-json", "--lock-wait", str(LOCK_WAIT), *self._remote)
         command = [self._program, verb, *common, *options, place, *paths]
         deadline = time.monotonic() + self._patience
-        for pause in _pauses():
+        pauses = _pauses()
+        while True:
             result = self._once(command, names, folder, limit)
             if isinstance(result, bytes):
                 return result
             if result.msgid in expected:
                 raise Answered(result.msgid)
+            pause = next(pauses)
             if not result.transient or time.monotonic() + pause > deadline:
-                break
+                raise result.error(f"store {self._name}: borg {verb} {place}")
             time.sleep(pause)
-        raise result.error(f"store {self._name}: borg {verb} {place}")
 
     def _once(self, command: list[str], names: bytes | None, folder: str | None, limit: int) -> bytes | Failure:
         with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as complaints:

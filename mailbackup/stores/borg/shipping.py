@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import secrets
 import threading
-from collections.abc import Iterator
 
-from mailbackup.errors import KeyExists, MailbackupError, StoreUnavailable
+from mailbackup.errors import MailbackupError, StoreUnavailable
 from mailbackup.model.codec import Record, decode
 from mailbackup.stores.borg.answers import ARCHIVE_EXISTS, ARCHIVE_MISSING, Answered
 from mailbackup.stores.borg.catalogue import Archive, Catalogue, archive_name, comment_of, moment_of
@@ -56,7 +54,8 @@ class Shipper:
         self._gate = gate
         self._name = name
         self._lock = threading.RLock()  # of the spool and of what is to be deleted; never held during a call of borg
-        self._shipping = threading.Lock()
+        self._turn = threading.Condition()
+        self._shipping = False
         self._doomed: set[str] = set()
         self._urgent: set[str] = set()  # keys whose put is waiting for an answer
         self._tokens: set[str] = set()
@@ -102,10 +101,6 @@ class Shipper:
         try:
             if urgent or full:
                 self.ship(key)
-        except BaseException:
-            with self._lock:
-                self.spool.remove(key)
-            raise
         finally:
             with self._lock:
                 self._urgent.discard(key)
@@ -113,33 +108,51 @@ class Shipper:
     def delete(self, key: str) -> None:
         """Forget an object that waits; one in the repository is deleted with the next `ship`."""
         if self.waiting(key) is not None:
-            with self._shipping, self._lock:  # not while borg reads it
-                self.spool.remove(key)
+            self._take_turn(None)  # not while borg reads it
+            self._drop([key])
+            self._end_turn()
         with self._lock:
             if self._catalogue.find(key) is not None:
                 self._doomed.add(key)
 
     def ship(self, own: str | None = None) -> None:
-        """Delete what is to be deleted, then bring all that waits, or at least `own`. Raises as `Store.flush` does."""
-        with self._shipping:
-            if own is not None and self._is_done(own):
-                return
+        """Delete what is to be deleted, then bring all that waits, or all up to `own`. Raises as `Store.flush` does; then `own` waits no more."""
+        if not self._take_turn(own):
+            return
+        try:
             with self._gate.writing():
                 if self._unsure:
                     self._catalogue.refresh()
                     self._settle()
                 self._delete_doomed()
-                while batch := self._next_batch():
+                while (own is None or self.waiting(own) is not None) and (batch := self._next_batch()):
                     self._ship_batch(batch, own)
+        except BaseException:
+            self._drop([own] if own is not None else [])  # its put has failed; the rest goes on waiting
+            raise
+        finally:
+            self._end_turn()
 
-    def _is_done(self, own: str) -> bool:
-        """Whether another thread has shipped it. Raises KeyExists when it was dropped by a conflict."""
-        if self.waiting(own) is not None:
-            return False
+    def _take_turn(self, own: str | None) -> bool:
+        """One thread ships at a time, and what others put meanwhile goes together. False when another thread has shipped `own`.
+
+        Raises KeyExists when it was dropped by a conflict.
+        """
+        with self._turn:
+            while self._shipping and (own is None or self.waiting(own) is not None):
+                self._turn.wait()
+            if own is None or self.waiting(own) is not None:
+                self._shipping = True
+                return True
         archive = self._catalogue.find(own)
         if archive is None or archive.token not in self._tokens:
             raise key_exists(own, self._name)
-        return True
+        return False
+
+    def _end_turn(self) -> None:
+        with self._turn:
+            self._shipping = False
+            self._turn.notify_all()
 
     # ------------------------------------------------------------ puts
 
@@ -231,7 +244,11 @@ class Shipper:
         """Write the list of an archive anew without some objects. Its data is neither read nor moved."""
         left = {key: size for key, size in archive.objects.items() if key not in dead}
         small = {key: data for key, data in archive.small.items() if key in left}
-        options = (*itertools.chain.from_iterable(("-e", f"pp:{key}") for key in dead), "--comment", comment_of(archive.token, left.items(), small.items()))
+        options = (
+            *itertools.chain.from_iterable(("-e", f"pp:{key}") for key in dead),
+            "--comment",
+            comment_of(archive.token, left.items(), small.items()),
+        )
         for _ in range(2):
             try:
                 self._borg.run("recreate", *options, archive=archive.name, expected=(ARCHIVE_EXISTS, ARCHIVE_MISSING))

@@ -1,7 +1,7 @@
 """What was put and is not in the repository yet: files on this host, in the form in which borg will read them.
 
-    new/7/000000, 000001 …     an object that is being written
-    waiting/KEY/000000 …       an object that waits; borg runs in `waiting`, so a file's path there is its path in the archive
+new/7/000000, 000001 …     an object that is being written
+waiting/KEY/000000 …       an object that waits; borg runs in `waiting`, so a file's path there is its path in the archive
 """
 
 from __future__ import annotations

@@ -145,6 +145,8 @@ class BorgStore:
             yield from self._pieces.stream(archive, key)
         except Answered:
             raise ObjectDamaged(f"{key} in store {self.name} vanished while it was read") from None
+        except ObjectDamaged as error:
+            raise ObjectDamaged(f"{key} in store {self.name}: {error.message}", hint=error.hint) from None
 
     def stat(self, key: ObjectKey) -> ObjectStat:
         """See `Store.stat`. The time is the one at which borg made the archive, by the clock of the host that put it."""
@@ -189,15 +191,17 @@ class BorgStore:
     def _locate(self, key: str) -> Archive | ObjectStat:
         """Where an object is: an archive, or the spool. Looks at the repository when it is not known. Raises ObjectMissing."""
         checked_key(key)
-        for look in (lambda: None, self._refresh):
-            look()
-            waiting = self._shipper.waiting(key)
-            if waiting is not None:
-                return ObjectStat(waiting.size, waiting.time)
-            archive = self._shipper.find(key)
-            if archive is not None:
-                return archive
-        raise missing(key, self.name)
+        found = self._look(key)
+        if found is None:
+            self._refresh()
+            found = self._look(key)
+        if found is None:
+            raise missing(key, self.name)
+        return found
+
+    def _look(self, key: str) -> Archive | ObjectStat | None:
+        waiting = self._shipper.waiting(key)
+        return self._shipper.find(key) if waiting is None else ObjectStat(waiting.size, waiting.time)
 
     def _read(self, key: str, offset: int, length: int | None) -> bytes:
         """A range of an object (length None = to its end). What moved or changed meanwhile is looked for again."""

@@ -124,7 +124,7 @@ class Client:
             yield
         except botocore.exceptions.ClientError as error:
             self._note(error.response.get("ResponseMetadata", {}))
-            answer = Refusal.of(error.response)
+            answer = Refusal.of(error.response, self._translator.clean)
             raise self._translator.answered(answer, doing, key) from answer
         except (botocore.exceptions.BotoCoreError, botocore.parsers.ResponseParserError, HTTPError, OSError) as error:
             raise self._translator.failed(error, doing) from None

@@ -6,7 +6,7 @@ Sources of the codes: the S3 API reference ("Error responses"), and what Seaweed
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -142,11 +142,11 @@ class Refusal(Exception):
     date: str
 
     @classmethod
-    def of(cls, response: dict[str, Any]) -> Refusal:
-        """From the answer as boto3 gives it."""
+    def of(cls, response: dict[str, Any], clean: Callable[[str], str]) -> Refusal:
+        """From the answer as boto3 gives it, its words as `clean` leaves them."""
         error, meta = response.get("Error", {}), response.get("ResponseMetadata", {})
         date = meta.get("HTTPHeaders", {}).get("date", "unknown")
-        return cls(str(error.get("Code", "")), int(meta.get("HTTPStatusCode", 0)), str(error.get("Message", "")), date)
+        return cls(clean(str(error.get("Code", ""))), int(meta.get("HTTPStatusCode", 0)), clean(str(error.get("Message", ""))), clean(date))
 
 
 class Translator:
@@ -165,11 +165,11 @@ class Translator:
             return key_exists(key, self.store)
         if key is not None and meaning is Meaning.TOO_SHORT:
             return ObjectDamaged(f"{key} in store {self.store} ends before the bytes that were asked for")
-        what = f"{doing} in store {self.store}: the service says {self.clean(f'{answer.code}: {answer.said}')[:300]}"
+        what = f"{doing} in store {self.store}: the service says {f'{answer.code}: {answer.said}'[:300]}"
         if meaning is Meaning.AGAIN:
             return StoreUnavailable(what)
         if hint is CLOCK:
-            what += f" (its time: {self.clean(answer.date)})"
+            what += f" (its time: {answer.date})"
         return StoreRefused(what, hint=hint or None)
 
     @staticmethod

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +13,7 @@ import pytest
 
 from mailbackup.model.options import StoreConfig
 from mailbackup.stores.borg.store import BorgStore, open_borg
-
-BORG = str(Path(sys.executable).parent / "borg")
+from tests.stores.borg.server import BORG
 
 
 @pytest.fixture(scope="session")
@@ -50,14 +48,15 @@ class Bench:
         self.opened.append(store)
         return store
 
+    def close(self) -> None:
+        """Close what was opened."""
+        while self.opened:
+            self.opened.pop().close()
+
 
 @pytest.fixture
 def bench(tmp_path: Path, empty_repository: Path) -> Iterator[Bench]:
     """A bench; what was opened is closed."""
     bench = Bench(tmp_path, empty_repository, itertools.count(), [])
     yield bench
-    for store in bench.opened:
-        store.close()
-
-
-Opener = Callable[[], BorgStore]
+    bench.close()

@@ -22,7 +22,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +61,18 @@ class Weed:
     key: str = IDENTITIES[0].key
     secret: str = IDENTITIES[0].secret
     region: str = "us-east-1"
-    pid: int = field(default=0, compare=False)
+    pid: int = 0
+    ports: tuple[int, ...] = ()
 
-    def client(self, identity: str = "admin", url: str | None = None) -> Any:
-        """A boto3 client of an identity, past the store."""
-        who = next(one for one in IDENTITIES if one.name == identity)
+    def client(self, identity: str = "admin") -> Any:
+        """A boto3 client of one of IDENTITIES, past the store."""
+        return self.client_of(next(one for one in IDENTITIES if one.name == identity))
+
+    def client_of(self, who: Identity) -> Any:
+        """The same for an identity that was made."""
         session = boto3.Session(aws_access_key_id=who.key, aws_secret_access_key=who.secret, region_name=self.region)
-        return session.client(
-            "s3", endpoint_url=url or self.url, config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 3})
-        )
+        config = Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 3})
+        return session.client("s3", endpoint_url=self.url, config=config)
 
     def environment(self, identity: str = "admin") -> dict[str, str]:
         """The variables by which boto3 finds the credentials of an identity, and nothing of this machine's."""
@@ -85,6 +88,16 @@ class Weed:
             client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
         return name
 
+    def user(self, name: str, policy: dict[str, Any]) -> Identity:
+        """A new identity that may do what `policy`, written as for AWS, says. It is known to the server a moment later."""
+        session = boto3.Session(aws_access_key_id=self.key, aws_secret_access_key=self.secret, region_name=self.region)
+        iam = session.client("iam", endpoint_url=self.url)
+        iam.create_user(UserName=name)
+        iam.put_user_policy(UserName=name, PolicyName="mailbackup", PolicyDocument=json.dumps(policy))
+        key = iam.create_access_key(UserName=name)["AccessKey"]
+        iam.close()
+        return Identity(name, key["AccessKeyId"], key["SecretAccessKey"], ())
+
 
 @contextlib.contextmanager
 def weed_server(folder: str | None = None) -> Iterator[Weed]:
@@ -95,19 +108,20 @@ def weed_server(folder: str | None = None) -> Iterator[Weed]:
         try:
             yield weed
         finally:
-            _stop(weed.pid)
+            _stop(weed)
 
 
 def _start(folder: Path) -> Weed:
     for _ in range(3):  # another program may take a port between our look and the start
         ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
         process = _launch(folder, ports)
-        if _answers(process, ports["s3"]):
-            threading.Thread(target=process.wait, daemon=True).start()  # it is waited for by its id; this only buries it
-            return Weed(f"http://127.0.0.1:{ports['s3']}", pid=process.pid)
-        _stop(process.pid)
+        weed = Weed(f"http://127.0.0.1:{ports['s3']}", pid=process.pid, ports=tuple(ports.values()))
+        if _answers(process, weed):
+            threading.Thread(target=process.wait, daemon=True).start()  # it is stopped by its id; this only buries it
+            return weed
+        _stop(weed)
         process.wait(30)
-    raise RuntimeError(f"SeaweedFS does not start, see {folder}/log")
+    raise RuntimeError(f"SeaweedFS does not start: {(folder / 'log').read_text()[-2000:]}")
 
 
 def _launch(folder: Path, ports: dict[str, int]) -> subprocess.Popen[bytes]:
@@ -117,21 +131,14 @@ def _launch(folder: Path, ports: dict[str, int]) -> subprocess.Popen[bytes]:
         for one in IDENTITIES
     ]
     config.write_text(json.dumps({"identities": known}))
-    (folder / "data").mkdir(exist_ok=True)
-    flags = [f"-{name}.port={port}" for name, port in ports.items()] + [f"-{name}.port.grpc={port + 10000}" for name, port in ports.items()]
-    small = ["-master.volumeSizeLimitMB=1024", "-volume.max=0", "-volume.minFreeSpace=1", "-master.telemetry=false"]
+    for name in ("data", "logs"):
+        (folder / name).mkdir(exist_ok=True)
     argv = [
-        str(WEED),
-        "server",
-        f"-dir={folder}/data",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
-        "-filer",
-        "-s3",
-        f"-s3.config={config}",
-        "-s3.iam.readOnly=false",
-        *flags,
-        *small,
+        *(str(WEED), f"-logdir={folder}/logs", "server", f"-dir={folder}/data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"),
+        *(f"-{name}.port={port}" for name, port in ports.items()),
+        *(f"-{name}.port.grpc={port + 10000}" for name, port in ports.items()),
+        *(f"-s3.config={config}", "-s3.iam.readOnly=false", "-s3.port.iceberg=0", "-s3.port.lance=0"),
+        *("-master.volumeSizeLimitMB=1024", "-volume.max=0", "-volume.minFreeSpace=1", "-master.telemetry=false"),
     ]
     with (folder / "log").open("wb") as log:
         return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, start_new_session=True)
@@ -142,24 +149,22 @@ def _free_ports(count: int) -> list[int]:
     found: list[int] = []
     with contextlib.ExitStack() as held:
         while len(found) < count:
-            first = held.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 20000 + int.from_bytes(os.urandom(2)) % 12000))
-            port = first.getsockname()[1]
-            second = held.enter_context(socket.socket())
+            port = 20000 + int.from_bytes(os.urandom(2)) % 12000
             try:
-                second.bind(("127.0.0.1", port + 10000))
+                for one in (port, port + 10000):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", one))
             except OSError:
                 continue
             found.append(port)
     return found
 
 
-def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
+def _answers(process: subprocess.Popen[bytes], weed: Weed) -> bool:
     """Whether a bucket can be made before the time is over."""
-    client, end = Weed(f"http://127.0.0.1:{port}").client(), time.monotonic() + _START
+    client, end = weed.client(), time.monotonic() + _START
     while time.monotonic() < end and process.poll() is None:
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=1).close()
+            urllib.request.urlopen(f"{weed.url}/status", timeout=1).close()
             client.create_bucket(Bucket="ready")
             client.put_object(Bucket="ready", Key="ready", Body=b"x")  # the volumes are there as well
         except Exception:
@@ -169,45 +174,50 @@ def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
     return False
 
 
-def _stop(pid: int) -> None:
+def _stop(weed: Weed) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)  # nothing of it is kept, so nothing has to be closed
+        os.killpg(weed.pid, signal.SIGKILL)  # nothing of it is kept, so nothing has to be closed
+    for port in weed.ports:
+        for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"), Path("/tmp").glob(f"seaweedfs-*-{port + 10000}.sock"):
+            for path in left:
+                path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def shared_server() -> Iterator[Weed]:
     """A server shared by all workers of one run of pytest. Each holds a lock on a file while it needs it; who leaves last stops it."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"{os.getpid()}")
-    folder = Path(tempfile.gettempdir()) / f"mailbackup-weed-{run}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    with (folder / "users").open("w") as users:
-        with _alone(folder):
+    folder = Path(tempfile.gettempdir()) / f"mailbackup-weed-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+    with contextlib.ExitStack() as held:
+        with _alone():
+            folder.mkdir(mode=0o700, exist_ok=True)
+            users = held.enter_context((folder / "users").open("w"))
             fcntl.flock(users, fcntl.LOCK_SH)
             weed = _known(folder) or _begin(folder)
         try:
             yield weed
         finally:
-            with _alone(folder), contextlib.suppress(BlockingIOError):
+            with _alone(), contextlib.suppress(BlockingIOError):
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody else needs it
-                _stop(weed.pid)
+                _stop(weed)
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    with (folder.parent / f"{folder.name}.lock").open("w") as lock:
+def _alone() -> Iterator[None]:
+    with (Path(tempfile.gettempdir()) / "mailbackup-weed.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _known(folder: Path) -> Weed | None:
     try:
-        return Weed(**json.loads((folder / "server.json").read_text()))
+        found = json.loads((folder / "server.json").read_text())
     except FileNotFoundError:
         return None
+    return Weed(found["url"], pid=found["pid"], ports=tuple(found["ports"]))
 
 
 def _begin(folder: Path) -> Weed:
     weed = _start(folder)
-    (folder / "server.json").write_text(json.dumps({"url": weed.url, "pid": weed.pid}))
+    (folder / "server.json").write_text(json.dumps({"url": weed.url, "pid": weed.pid, "ports": weed.ports}))
     return weed

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mailbackup.stores.base import Store
-from mailbackup.testing.store_contract import StoreContract
+from mailbackup.testing.store_contract import KEY, OTHER, StoreContract, keys
 from tests.stores.s3.stores import Buckets
 
 
@@ -24,6 +24,14 @@ class _S3(StoreContract):
 
     def reopen(self, store: Store) -> Store:
         return self.make_store()
+
+    def test_a_prefix_whose_objects_are_gone_is_gone(self, store: Store) -> None:
+        """SeaweedFS goes on listing a folder that was emptied for a while. Only the ledger is asked for prefixes, and it never shrinks."""
+        store.put(KEY, b"")
+        store.put(OTHER, b"")
+        store.delete(KEY)
+        assert set(store.prefixes("packs/")) - {"packs/ab/"} == {"packs/cd/"}
+        assert keys(store, "packs/ab/") == []
 
     def plant(self, store: Store, key: str, data: bytes) -> None:
         self.buckets.weed.client().put_object(Bucket=self.buckets.names[self.kind], Key=f"{self.folder}/{key}", Body=data)
