@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from mailbackup import config
 from mailbackup.cli.answer import lines, write
 from mailbackup.cli.text import number
 from mailbackup.errors import UsageError
@@ -119,9 +120,13 @@ def _directory_problem(path: str) -> str | None:
 
 
 def _store_problem(url: str) -> str | None:
-    if "://" in url and not url.startswith("file://"):
-        return f"{url.partition('://')[0]}:// is not supported by this version yet; name a directory"
-    return None
+    if "://" not in url:
+        return None
+    try:
+        problems = config.store_problems(config.store_from_url("store", url))
+    except ValueError as error:
+        return str(error)
+    return next((problem for _, problem, _ in problems), None)
 
 
 def _kit_problem(path: str) -> str | None:

@@ -46,7 +46,7 @@ class BorgStore:
     somebody compacts the repository, which this store never does.
     """
 
-    traits = StoreTraits(range_reads=True, create_only=True, durable_after_put=False, delete_granularity="archive", parallel=PARALLEL)
+    traits = StoreTraits(range_reads=True, create_only=True, durable_after_put=False, delete_granularity="compaction", parallel=PARALLEL)
 
     def __init__(self, place: StoreConfig, work_dir: str | None) -> None:
         self.name = place.name

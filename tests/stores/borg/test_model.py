@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import tempfile
 
 from hypothesis import HealthCheck, Phase, settings
@@ -14,6 +15,8 @@ from mailbackup.stores.base import Store
 from mailbackup.stores.borg.store import open_borg
 from tests.stores.borg.server import BORG
 from tests.stores.test_store_model import StoreMachine
+
+CAMPAIGN = bool(os.environ.get("MAILBACKUP_CAMPAIGN"))
 
 
 class BorgMachine(StoreMachine):
@@ -42,8 +45,8 @@ class BorgMachine(StoreMachine):
 
 TestBorgModel = BorgMachine.TestCase
 TestBorgModel.settings = settings(
-    max_examples=4,
-    stateful_step_count=16,
+    max_examples=20 if CAMPAIGN else 2,
+    stateful_step_count=14,
     deadline=None,
     phases=[Phase.generate],  # a call takes a third of a second: no time for shrinking
     suppress_health_check=list(HealthCheck),

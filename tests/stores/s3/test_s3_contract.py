@@ -43,7 +43,9 @@ class TestPlain(_S3):
 
 class TestVersions(_S3):
     kind = "versions"
+    LONG = 60  # the pages of a long listing are looked at without versions, and in test_s3_versions
 
 
 class TestWithoutCreateOnly(_S3):
     options = {"create_only": False}
+    LONG = 60
