@@ -46,6 +46,7 @@ __all__ += [
     "mail_name",
     "parse",
     "render",
+    "store_from_url",
     "store_problems",
 ]
 __all__ += ["SystemsConfig", "state_dir", "user_config", "without_secrets"]

@@ -54,13 +54,17 @@ class Replication:
         self._said: dict[str, MailbackupError] = {}
 
     def begin(self, state: State, writer: PublicKey) -> list[Finding]:
-        """Bring the state to the head of the vault (`vault.replay.start`). A store that lacks what waits in the outbox gets it first, when there is no other."""
+        """Bring the state to the head of the vault (`vault.replay.start`). When no store stands there, one that is behind gets what waits in the outbox."""
         try:
             findings = start(self.replicas, state, self._anchors, writer)
         except StoreUnavailable:
             if not self._from_outbox(state):
                 raise
             findings = start(self.replicas, state, self._anchors, writer)
+        for replica in self.replicas.replicas:
+            seen = state.store_head(replica.name)
+            if replica.head == 0 and seen is not None:  # it could not be asked
+                replica.head = seen[0]
         self._before = {replica.name: replica.head for replica in self.replicas.replicas}
         if len(self.replicas.replicas) > 1 and not self._readable(state):
             self.replicas.use_outbox(_open_outbox(self._context, create=True))

@@ -38,7 +38,9 @@ def init(
     *,
     mail: Annotated[Texts, _option("--mail", "PATTERN", "Path of a mailbox, with {domain} and {user}; may be repeated.")] = None,
     directory: Annotated[Texts, _option("--directory", "DIR", "A directory to save as well; may be repeated.")] = None,
-    store: Annotated[Texts, _option("--store", "URL", "Where backups go: a directory, or an address (file, s3, borg, borg+ssh; options behind a ?).")] = None,
+    store: Annotated[
+        Texts, _option("--store", "URL", "Where backups go: a directory, or an address (file, s3, borg, borg+ssh; options behind a ?).")
+    ] = None,
     kit_out: Annotated[
         str | None, _option("--kit-out", "FILE", "Where to write the recovery kit; needed where nobody can be asked.")
     ] = None,

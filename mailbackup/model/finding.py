@@ -55,7 +55,8 @@ class FindingKind(StrEnum):
     NOT_RESTORED = "not-restored"
     EXISTS = "exists"
     # stores
-    OTHER_STORE = "read-from-elsewhere"  # an object was damaged, missing or hidden, and whole in another store or an older version
+    OTHER_STORE = "read-from-elsewhere"  # an object was damaged or missing, and whole in another store
+    REPLACED = "replaced-or-hidden"  # somebody put another object in front of one, or deleted it; an older version was read
     STORE_UNREACHABLE = "store-unreachable"  # one of several
     STORE_BEHIND = "store-behind"  # it lacks snapshots that another store has
     # drills

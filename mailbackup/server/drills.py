@@ -97,7 +97,7 @@ def _from_vault(
     between: Between | None,
 ) -> DrillResult:  # fmt: skip
     began = time.monotonic()
-    with use_vault(context) as (reader, traffic):
+    with use_vault(context) as (reader, _):
         snapshot = reader.snapshot(reader.find(at))
         source = SnapshotSource(reader, snapshot, context.on_event, durable=False)
         source.choose(sample([row for row, _ in reader.mailboxes(snapshot)], snapshot.seq) if kind == "light" else None)

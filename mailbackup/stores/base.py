@@ -23,7 +23,9 @@ class StoreTraits:
     trusted_time: bool = False  # stat().time is the store's, not the writer's
     versions: bool = False  # what is replaced or deleted stays behind, see `Store.uncover`
     object_lock: bool = False  # objects cannot be removed before a date
-    delete_granularity: Literal["object", "compaction"] = "object"  # a deleted object frees its bytes, or somebody who compacts the store does
+    delete_granularity: Literal["object", "compaction"] = (
+        "object"  # a deleted object frees its bytes, or somebody who compacts the store does
+    )
     parallel: int = 1  # requests at once that pay off
     request_cost: int = 0  # bytes that come in the time that a further request takes
 

@@ -7,6 +7,7 @@ somebody should repair the first.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -29,6 +30,8 @@ class Nearest:
         self._opened: dict[str, Store] = {}
         self._down: dict[str, MailbackupError] = {}  # they did not answer, and are not asked again
         self._lock = threading.RLock()
+        self._looking = threading.Lock()
+        self._uncovered: dict[tuple[str, str], int] = {}  # how often
         self._findings: dict[tuple[str, str], Finding] = {}
 
     @classmethod
@@ -97,16 +100,23 @@ class Nearest:
 
     def _behind(self, store: Store, key: ObjectKey, attempt: Callable[[Store], T]) -> T:
         """The object, or the oldest of its versions that will do."""
+        name = (store.name, key)
+        before = self._uncovered.get(name, 0)
         try:
             return attempt(store)
         except (DamageError, WrongIdentity) as error:
-            while store.uncover(key):
-                try:
-                    value = attempt(store)
-                except (DamageError, WrongIdentity):
-                    continue
-                self._note(key, f"{error.message}; an older version in store {store.name} is whole: somebody replaced or deleted it")
-                return value
+            with self._looking:  # what one thread uncovers, all read
+                if self._uncovered.get(name, 0) != before:
+                    with contextlib.suppress(DamageError, WrongIdentity):
+                        return attempt(store)
+                while store.uncover(key):
+                    self._uncovered[name] = self._uncovered.get(name, 0) + 1
+                    try:
+                        value = attempt(store)
+                    except (DamageError, WrongIdentity):
+                        continue
+                    self._note(key, f"{error.message}; an older version in store {store.name} is whole", FindingKind.REPLACED)
+                    return value
             raise
 
     def _open(self, name: str) -> Store | None:

@@ -94,11 +94,11 @@ class Replicas:
         for replica in self.replicas:
             if replica.error is not None:
                 return replica.error
-        names = ", ".join(replica.name for replica in self.replicas)
+        names = " and ".join(f"store {replica.name}" for replica in self.replicas)
         return StoreUnavailable(
-            f"no store can go on: {names} lack the last entries of the ledger, and no other store has them now",
-            hint="Bring back the store that has them. If it is lost for good, take it out of the configuration and move the state file aside: the next run"
-            " goes on from what is left, and sends everything once more.",
+            f"the last entries of the ledger are missing in {names}, and no other store has them now",
+            hint="Bring back the store that has them. If it is lost for good, take it out of the configuration and move the state (state.db*) aside: the"
+            " next run goes on from what is left, and sends everything once more.",
         )
 
     def leave_out(self, store: Store, error: MailbackupError) -> None:

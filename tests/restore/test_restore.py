@@ -736,7 +736,7 @@ def test_blocks_that_nobody_asks_for_do_not_stop_the_reading_ahead(world: World)
         stream = reader.stream(refs)
         wanted = [0, 1, *range(20, 40), 5, *range(41, 60)]
         assert [stream.blob(refs[number])[0] for number in wanted] == wanted
-        assert not stream._opening and not stream._fetched
+        assert not {**stream._opening, **stream._fetched}
         stream.close()
 
 

@@ -152,7 +152,7 @@ def _lost(machine: Machine) -> None:
     machine.run("mailbackup backup", status=5)
     machine.config.write_text(_without(with_both, "local"))
     said = machine.run("mailbackup backup", status=5)
-    assert "move the state file aside" in said
+    assert "move the state (state.db*) aside" in said
     machine.follow("lost")
     machine.run("mailbackup --identity /root/kit-3.txt restore mailbox alice@example.test --to /root/last")
     assert messages(machine.folder / "root/last") == machine.mail()

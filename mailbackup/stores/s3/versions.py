@@ -79,8 +79,11 @@ class Chosen:
         """Choose the oldest version that was not shown yet. False when all were."""
         with self._lock:
             shown = self._shown.get(name, set()) or {version.id for version in found if version.latest}
-            fresh = next((version for version in oldest_first(found) if version.id not in shown), None)
+            genuine = oldest_first(found)
+            fresh = next((version for version in genuine if version.id not in shown), None)
             if fresh is None:
+                if len(genuine) > 1:
+                    self._choose(name, genuine[0])  # none would do: then the oldest is what there is to say something about
                 return False
             self._shown[name] = set(shown)
             self._choose(name, fresh)
