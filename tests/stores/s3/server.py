@@ -125,23 +125,28 @@ def _start(folder: Path) -> Weed:
 
 
 def _launch(folder: Path, ports: dict[str, int]) -> subprocess.Popen[bytes]:
-    config = folder / "identities.json"
+    argv = command(folder, str(folder), ports)
+    with (folder / "log").open("wb") as log:
+        environment = {**os.environ, "WEED_S3_SSE_KEK_PASSPHRASE": "for tests"}
+        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True)
+
+
+def command(folder: Path, seen: str, ports: dict[str, int]) -> list[str]:
+    """What starts a server whose data lie in `folder`, which it sees as `seen`."""
     known = [
         {"name": one.name, "credentials": [{"accessKey": one.key, "secretKey": one.secret}], "actions": list(one.actions)}
         for one in IDENTITIES
     ]
-    config.write_text(json.dumps({"identities": known}))
+    (folder / "identities.json").write_text(json.dumps({"identities": known}))
     for name in ("data", "logs"):
         (folder / name).mkdir(exist_ok=True)
-    argv = [
-        *(str(WEED), f"-logdir={folder}/logs", "server", f"-dir={folder}/data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"),
+    return [
+        *(str(WEED), f"-logdir={seen}/logs", "server", f"-dir={seen}/data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"),
         *(f"-{name}.port={port}" for name, port in ports.items()),
         *(f"-{name}.port.grpc={port + 10000}" for name, port in ports.items()),
-        *(f"-s3.config={config}", "-s3.iam.readOnly=false", "-s3.port.iceberg=0", "-s3.port.lance=0"),
+        *(f"-s3.config={seen}/identities.json", "-s3.iam.readOnly=false", "-s3.port.iceberg=0", "-s3.port.lance=0"),
         *("-master.volumeSizeLimitMB=1024", "-volume.max=0", "-volume.minFreeSpace=1", "-master.telemetry=false"),
     ]
-    with (folder / "log").open("wb") as log:
-        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, start_new_session=True)
 
 
 def _free_ports(count: int) -> list[int]:
