@@ -401,8 +401,9 @@ def _executed(
         return result
     done = Executor(reader, plan, target, overwrite=overwrite, on_event=context.on_event).run()
     kept = sum(step.is_message for step in plan.kept)
+    behind = any(finding.kind is FindingKind.STORE_BEHIND for finding in reader.stores.findings)  # newer snapshots were seen
     return RestoreResult(
-        outcome="complete" if all(finding.harmless for finding in done.findings) else "incomplete", seq=seq, messages=done.messages + kept,
+        outcome="incomplete" if behind or not all(finding.harmless for finding in done.findings) else "complete", seq=seq, messages=done.messages + kept,
         files=done.files, bytes=done.bytes, kept=len(plan.kept), fetched=Fetched(traffic.requests, traffic.bytes_read),
         seconds=round(time.monotonic() - began, 3), findings=(*done.findings, *reader.stores.findings),
     )  # fmt: skip

@@ -336,6 +336,8 @@ def store_problems(store: StoreConfig) -> Iterator[_Problem]:
             yield option, f"{value} is not between {low} and {high}", None
     if store.scheme != "file" and ("@" in store.url and ":" in store.url.partition("://")[2].partition("@")[0]):
         yield "url", "holds a password", "Passwords do not belong into this file: see the guide of this kind of store."
+    if store.endpoint is not None and "@" in store.endpoint.partition("://")[2].partition("/")[0]:
+        yield "endpoint", "holds a password", "Credentials of S3 are found as every AWS program finds them: see the guide."
     if store.scheme == "s3" and not re.fullmatch(r"s3://[A-Za-z0-9.-]{3,63}(/[^?#]*)?", store.url):
         yield "url", f"'{store.url}': expected s3://bucket/folder", None
 

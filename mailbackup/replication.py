@@ -16,7 +16,6 @@ from mailbackup.errors import (
     NotFound,
     StoreError,
     StoreRefused,
-    StoreUnavailable,
     UsageError,
 )
 from mailbackup.host import remove_tree, run_lock
@@ -34,6 +33,7 @@ from mailbackup.vault.chain import find_head
 from mailbackup.vault.replay import start
 from mailbackup.vault.replicas import Replica, Replicas
 from mailbackup.vault.state import State
+from mailbackup.vault.statefile import remembered
 
 OUTBOX_BYTES = 4 << 30
 """What may wait on this host for a store that is away, while none of the others can be read."""
@@ -57,7 +57,7 @@ class Replication:
         """Bring the state to the head of the vault (`vault.replay.start`). When no store stands there, one that is behind gets what waits in the outbox."""
         try:
             findings = start(self.replicas, state, self._anchors, writer)
-        except StoreUnavailable:
+        except StoreError:
             if not self._from_outbox(state):
                 raise
             findings = start(self.replicas, state, self._anchors, writer)
@@ -144,7 +144,7 @@ _HOPELESS = (ConflictError, DamageError, KeyProblem, UsageError)
 
 
 def _told(outcome: StoreOutcome) -> Finding:
-    lacks = f"lacks the last {outcome.missing} entries" if outcome.missing and outcome.head else "lacks this snapshot"
+    lacks = f"lacks the last {outcome.missing} entries" if outcome.missing > 1 and outcome.head else "lacks this snapshot"
     why = f": {outcome.detail}" if outcome.detail else ""
     return Finding(FindingKind.STORE_BEHIND, outcome.name, f"{lacks}{why}")
 
@@ -187,7 +187,10 @@ def copy_store(context: Context, *, source: str | None, target: str, stop: Stop 
     with run_lock(os.path.join(context.state_dir, "lock")), contextlib.ExitStack() as stack:
         sources = _sources(context, [source] if source else [name for name in places if name != target], stack)
         place = places[target]
-        to = stack.enter_context(contextlib.closing(CountedStore(open_store(place, create=True, work_dir=store_dir(context, target)))))
+        new = (
+            target not in remembered(context.state_path, context.anchors.vault).stores
+        )  # else an unmounted disk would be filled underneath
+        to = stack.enter_context(contextlib.closing(CountedStore(open_store(place, create=new, work_dir=store_dir(context, target)))))
         done = copy(sources, to, context.anchors, acts=True, stop=stop, on_event=context.on_event)
     return CopyResult(
         source=source or ", ".join(store.name for store in sources), target=target, head=done.head, copied_objects=done.objects, copied_bytes=done.bytes,

@@ -139,6 +139,11 @@ BAD = [
     ),
     (edit("file:///var/backups/mailbackup", "s3://bucket?x=1"), "x: store[0].url: 's3://bucket?x=1': expected s3://bucket/folder", None),
     (edit("file:///var/backups/mailbackup", "borg+ssh://u:hunter2@box/./x"), "x: store[0].url: holds a password", None),
+    (
+        edit("file:///var/backups/mailbackup", 's3://bucket"\nendpoint = "http://u:hunter2@box'),
+        "x: store[0].endpoint: holds a password",
+        None,
+    ),
     (edit("file:///var/backups/mailbackup", "borg://var/x"), "x: store[0].url: 'borg://var/x': expected borg:///absolute/path", None),
     (edit("file:///var/backups/mailbackup", "borg:///etc/x"), "x: store[0].url: /etc/x lies inside the source /etc", None),
     (edit("file:///var/backups/mailbackup", "swift://u:hunter2@box"), "x: store[0].url: unknown kind of store 'swift'", None),

@@ -87,12 +87,12 @@ def read_back(context: Context, made: BackupResult, head_before: int, stop: Stop
             except StoreRefused as error:
                 refused.append(error)
     if not checked:
-        raise Skip(f"this host may not read what it sent: {refused[0].message}" if refused else "no store holds the snapshot")
-    if all(found.proven for _, found in checked):
+        raise Skip(f"what was sent cannot be read: {refused[0].message}" if refused else "no store holds the snapshot")
+    if all(found.proven for _, found in checked) and not refused:
         remember_read_back(context.state_dir, Seen(seq=made.seq, time=stamp(utc_now())), min(found.last for _, found in checked))
     detail = f"{sum(found.objects for _, found in checked):,} objects, {sum(found.bytes for _, found in checked):,} bytes"
     if refused:
-        detail += f"; not read back, since this host may not: {refused[0].message}"
+        detail += f"; not read back: {refused[0].message}"
     return _judged(context, detail, _named(checked), whole=all(found.whole for _, found in checked))
 
 
@@ -117,8 +117,10 @@ def scrub(context: Context, budget: int, stop: Stop) -> Done:
                 raise
             away.append(error)
     if not rolled and not away:
-        raise Skip(f"this host may not read packs: {refused[0].message}")
+        raise Skip(f"nothing could be read: {refused[0].message}")
     share = "; ".join(f"{_of(name, places)}{found.packs:,} packs, {found.bytes:,} of {found.live:,} bytes" for name, found in rolled)
+    if refused:
+        share += f"; not scrubbed: {refused[0].message}"
     done = _judged(context, share, _named(rolled), whole=not stop())
     if away and done.exit_status == 0:
         return Done(f"{done.detail}; {away[0].message}", StoreError.exit_status)

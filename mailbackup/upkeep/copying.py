@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from mailbackup.errors import AlreadyExists, ChainBroken, ConflictError, Interrupted, ObjectMissing
+from mailbackup.errors import AlreadyExists, ChainBroken, ConflictError, DamageError, Interrupted, MailbackupError, ObjectMissing
 from mailbackup.model.events import OnEvent, Phase, Progress, Stop
 from mailbackup.model.ids import VAULT_KEY, Digest, ObjectKey, PackId, digest, entry_key, is_object_key, pack_key
 from mailbackup.model.ledger import Anchors, PackRow
@@ -82,7 +82,15 @@ class _Copy:
 
     def _longest(self) -> tuple[Store, int]:
         """The source with the longest ledger, and its head; one that holds all of it before one that holds only the end (an outbox)."""
-        heads = [(find_head(source), entry_key(1) in dict(source.list(entry_key(1))), source) for source in self._sources]
+        heads: list[tuple[int, bool, Store]] = []
+        first: MailbackupError | None = None
+        for source in self._sources:
+            try:
+                heads.append((find_head(source), entry_key(1) in dict(source.list(entry_key(1))), source))
+            except (*OWN_FAULT, DamageError) as error:
+                first = first or error
+        if not heads and first is not None:
+            raise first
         last, _, ledger = max(heads, key=lambda row: row[:2], default=(0, False, None))
         if ledger is None or last == 0:
             raise ChainBroken("no source holds a ledger")

@@ -8,7 +8,7 @@ create-only. Whoever finds something pending at the next start does the same put
 
 from __future__ import annotations
 
-from mailbackup.errors import ConflictError, KeyExists, StoreUnavailable
+from mailbackup.errors import ConflictError, DamageError, KeyExists, StoreUnavailable
 from mailbackup.model.ids import Digest, ObjectKey, digest, entry_key, pack_key
 from mailbackup.model.ledger import Anchors, LedgerEntry
 from mailbackup.stores.base import Store
@@ -100,7 +100,7 @@ def _put_all(
             for key, data in objects[:-1]:
                 put_same(store, key, data)
         _put_entry(store, entry, objects[-1][1], exists=replica.head >= entry.seq)
-    except OWN_FAULT as error:
+    except (*OWN_FAULT, DamageError) as error:
         replicas.leave_out(store, error)
     else:
         replica.head = max(replica.head, entry.seq)

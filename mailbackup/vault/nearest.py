@@ -30,7 +30,9 @@ class Nearest:
         self._opened: dict[str, Store] = {}
         self._down: dict[str, MailbackupError] = {}  # they did not answer, and are not asked again
         self._lock = threading.RLock()
-        self._looking = threading.Lock()
+        self._looking: dict[
+            tuple[str, str], threading.Lock
+        ] = {}  # one for each object: opening a block may need a key, which is read as well
         self._uncovered: dict[tuple[str, str], int] = {}  # how often
         self._findings: dict[tuple[str, str], Finding] = {}
 
@@ -42,7 +44,8 @@ class Nearest:
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What was read from another place than the nearest, and which stores could not be reached."""
-        return tuple(self._findings.values())
+        with self._lock:
+            return tuple(self._findings.values())
 
     @property
     def several(self) -> bool:
@@ -93,6 +96,10 @@ class Nearest:
                 self._down[store.name] = error
             self._note(store.name, error.message, FindingKind.STORE_UNREACHABLE)
 
+    def newer_elsewhere(self, subject: str, detail: str) -> None:
+        """Newer snapshots than those that can be read were seen."""
+        self._note(subject, detail, FindingKind.STORE_BEHIND)
+
     def close(self) -> None:
         """Close what was opened."""
         for store in self._opened.values():
@@ -105,7 +112,7 @@ class Nearest:
         try:
             return attempt(store)
         except (DamageError, WrongIdentity) as error:
-            with self._looking:  # what one thread uncovers, all read
+            with self._guard(name):  # what one thread uncovers, all read
                 if self._uncovered.get(name, 0) != before:
                     with contextlib.suppress(DamageError, WrongIdentity):
                         return attempt(store)
@@ -118,6 +125,10 @@ class Nearest:
                     self._note(key, f"{error.message}; an older version in store {store.name} is whole", FindingKind.REPLACED)
                     return value
             raise
+
+    def _guard(self, name: tuple[str, str]) -> threading.Lock:
+        with self._lock:
+            return self._looking.setdefault(name, threading.Lock())
 
     def _open(self, name: str) -> Store | None:
         with self._lock:

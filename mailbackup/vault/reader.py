@@ -69,6 +69,7 @@ class VaultReader:
         self._ledgers = self._find_ledgers(newest)
         self._all_asked = newest is None or not stores.several
         self.head = self._ledgers[0][1]
+        self._newest = newest
         self._opener = opener
         self.blocks = BlockReader(stores, opener)
 
@@ -118,9 +119,14 @@ class VaultReader:
         """The entries of the ledger from the head back, checked. One that is damaged is read from another store. Raises ChainBroken."""
         reached: Link | None = None
         first: ChainBroken | None = None
+        if self.stores.several and self._newest is not None and self.head < self._newest:
+            seen = f"entry {self._newest} was seen before, and the stores that answer end at entry {self.head}"
+            self.stores.newer_elsewhere(self.store.name, seen)
         for store, head in self._each_ledger():
             try:
                 for link in self._backwards(store, head, reached):
+                    if reached is None and first is not None:
+                        self.stores.newer_elsewhere(self.store.name, first.message)
                     reached = link
                     yield link
                 return

@@ -198,6 +198,8 @@ def _forget_lost(replicas: Replicas, state: State, anchors: Anchors, *, changed:
     for store in replicas.current:
         absent = [pack for pack in known if pack_key(pack) not in sizes[store]]
         copied = _copied_back(replicas, store, [pack for pack in absent if _elsewhere(pack, known, sizes)], state)
+        if store not in replicas.current:
+            continue
         if copied:
             detail = f"{len(copied)} packs were missing in store {store.name}, and were copied from another store"
             findings.append(Finding(FindingKind.HEALED, _some(sorted(copied)), detail))
@@ -240,11 +242,15 @@ def _copied_back(replicas: Replicas, store: Store, packs: list[PackId], state: S
     for pack in packs:
         try:
             copy_object(others, store, pack_key(pack), hashes[pack])
-        except (DamageError, *OWN_FAULT):
+        except (DamageError, ConflictError, *OWN_FAULT):
             continue
         copied.add(pack)
-    if copied:
-        store.flush()
+    try:
+        if copied:
+            store.flush()
+    except OWN_FAULT as error:
+        replicas.leave_out(store, error)
+        return set()
     return copied
 
 

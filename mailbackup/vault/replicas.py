@@ -135,6 +135,9 @@ class Replicas:
     def _checked_head(self, store: Store, state: State, anchors: Anchors, pinned: tuple[int, Digest] | None) -> int:
         """The head of a store, which must hold the entry that it was seen with, and the pinned one if it gets that far."""
         head = find_head(store)
+        if head == 0 and len(self.replicas) > 1 and state.store_head(store.name) is None:
+            hint = f"If it is being filled: 'mailbackup copy --to {store.name}' goes on."
+            raise StoreError(f"store {store.name} holds the beginning of a vault, and no entry", hint=hint)
         if head == 0:
             raise ChainBroken(f"store {store.name}: the vault has no ledger")
         own = state.store_head(store.name) or (pinned if len(self.replicas) == 1 else None)
@@ -187,7 +190,7 @@ class Replicas:
             action()
         except KeyExists:
             raise
-        except OWN_FAULT as error:
+        except (*OWN_FAULT, DamageError) as error:
             self.leave_out(store, error)
 
     def put_same(self, key: ObjectKey, data: bytes) -> None:
@@ -254,7 +257,7 @@ class _Everywhere:
             action()
         except KeyExists:
             raise
-        except OWN_FAULT as error:
+        except (*OWN_FAULT, DamageError) as error:
             self._writers.pop(store, None)
             self._replicas.give_up(store, error)
 
@@ -319,8 +322,21 @@ def _copy_from(source: Store, target: Store, key: ObjectKey, sha256: Digest) -> 
         try:
             writer.commit()
         except KeyExists:
+            if not _same(target, key, size, sha256):
+                raise ConflictError(f"{key}: store {target.name} holds another object under this key") from None
             return 0
     return size
+
+
+def _same(store: Store, key: ObjectKey, size: int, sha256: Digest) -> bool:
+    """Whether an object is the one with this hash; where this host may not read it, whether it has this size."""
+    found = hashlib.sha256()
+    try:
+        for piece in store.stream(key):
+            found.update(piece)
+    except StoreRefused:
+        return any(stat.size == size for _, stat in store.list(key))
+    return found.hexdigest() == sha256
 
 
 def _pieces(source: Store, key: ObjectKey) -> Iterator[bytes]:

@@ -64,17 +64,14 @@ class Host(Mailbackup):
         argv = [str(state) if word == str(self.home / "state") else word for word in command.argv]
         return Command(argv, command.env, command.cwd, command.good)
 
-    def listing(self, address: str) -> Command:
-        """What `ls` says of a mailbox."""
-        return self._command("ls", address, "--identity", str(self.home / "kit.txt"), "--json")
-
     def message(self, address: str, wanted: str) -> Command:
         """One message."""
         return self._command("show", address, wanted, "--identity", str(self.home / "kit.txt"), "--json")
 
     def copy_to(self, name: str) -> Command:
-        """Fill another store."""
-        return self._command("copy", "--to", name, "--json")
+        """Fill another store from the first one; the others, filled before, are left alone."""
+        first = config.load(str(self.home / "mailbackup.toml"))[0].stores[0].name
+        return self._command("copy", "--from", first, "--to", name, "--json")
 
     def add_store(self, name: str, url: str) -> None:
         """One more `[[store]]`."""
@@ -184,13 +181,13 @@ class Bench:
         address = f"{user}@{domain}"
         for kind in KINDS:
             host = self.hosts[kind]
-            listed = measure.run(host.listing(address), self.work / "scratch").json()["messages"]
-            wanted = sorted(listed, key=lambda one: one["size"])[len(listed) // 2]["id"]
+            listed = app.messages(host.context(), address)
+            wanted = sorted(listed, key=lambda one: one.size)[len(listed) // 2].id
             for _ in range(1 if kind in ONCE else self.repeat):
                 with self._far_away():
                     self.measured("message, empty machine", kind, host.on_empty_machine(host.message(address, wanted)))
                     self.measured("message, on the host", kind, host.message(address, wanted))
-            self._second_message(kind, host, address, [one["id"] for one in listed])
+            self._second_message(kind, host, address, [one.id for one in listed])
 
     def _second_message(self, kind: str, host: Host, address: str, ids: list[str]) -> None:
         """Requests and bytes inside one process: the first message, then further ones with the listing of the mailbox at hand."""
@@ -286,6 +283,7 @@ class Bench:
         proxy = self._proxy(who)
         if proxy:
             facts |= {"http": len(proxy.requests), "in_flight": proxy.most_in_flight}
+            facts |= {"asked": [f"{seen.method} {seen.path}" for seen in proxy.requests]}
         self.records.append(facts)
         over = f"   requests {facts['http']}, at once {facts['in_flight']}" if proxy else ""
         say(f"{step:24} {who:12} {done.seconds:7.2f} s   cpu {done.cpu_seconds:6.2f} s   server {facts['server_cpu']:6.2f} s{over}")

@@ -9,14 +9,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from mailbackup import app, replication
+from mailbackup import app, kit, replication
+from mailbackup.crypto.signing import SigningKey
 from mailbackup.errors import AlreadyExists, AnchorMismatch, ChainBroken, ConflictError, NoSpace, StoreRefused, StoreUnavailable, UsageError
+from mailbackup.host import utc_now
 from mailbackup.model.finding import FindingKind
+from mailbackup.model.ids import digest, drill_key
+from mailbackup.model.ledger import ObjectRow
 from mailbackup.model.results import BackupResult
 from mailbackup.stores.base import Store
 from mailbackup.testing.crashpoints import Crash, CrashingStore, count_operations, crash_points
 from mailbackup.testing.faults import ReadOnly
 from mailbackup.testing.wrapper import Wrapper
+from mailbackup.upkeep.acts import add_drill
 from tests.several.outages import Outage, down, outages
 from tests.world import World, messages_in
 
@@ -339,8 +344,63 @@ def test_a_store_that_is_behind_restores_what_it_has_while_the_other_is_away(wor
     world.backup()
     world.store_hook = down(FIRST)
     result = world.restore("out")
-    assert result.seq == 2
-    assert any(finding.kind is FindingKind.STORE_UNREACHABLE for finding in result.findings)
+    assert (result.seq, result.outcome) == (2, "incomplete"), "there is a newer one"
+    assert {finding.kind for finding in result.findings} == {FindingKind.STORE_UNREACHABLE, FindingKind.STORE_BEHIND}
+    assert world.restore("out-2", at="2").outcome == "complete", "this one was asked for"
+
+
+def test_the_newest_entry_damaged_where_only_one_store_has_it(world: World):
+    world.store_hook = down(SECOND)
+    deliver(world, 1)
+    world.backup()
+    world.store_hook = None
+    with open(f"{world.vault}/ledger/0000000000/0000000003.json", "r+b") as file:
+        file.write(b"x")
+    result = world.restore("out")
+    assert (result.seq, result.outcome) == (2, "incomplete")
+    assert FindingKind.STORE_BEHIND in {finding.kind for finding in result.findings}
+
+
+def test_a_copy_does_not_fill_an_unmounted_disk(world: World):
+    os.rename(f"{world.vault}-2", f"{world.root}/unmounted")
+    os.mkdir(f"{world.vault}-2")
+    with pytest.raises(StoreUnavailable):
+        replication.copy_store(world.context, source=None, target=SECOND)
+    assert os.listdir(f"{world.vault}-2") == []
+
+
+def test_a_key_object_of_a_lost_run_is_a_conflict_and_not_taken_for_ours(third: World):
+    """Another epoch's bytes lie under the key: whoever believed them could not open what is sealed to it."""
+    assert third.backup().stores[2].outcome == "failed"
+    os.makedirs(f"{third.root}/third/keys")
+    with open(f"{third.root}/third/keys/0000000001-0000000001.age", "wb") as file:
+        file.write(b"of a run that was forgotten")
+    with pytest.raises(ConflictError, match="another object"):
+        replication.copy_store(third.context, source=None, target="third")
+
+
+def test_torn_acts_of_one_store_do_not_keep_the_others_from_a_snapshot(world: World):
+    os.makedirs(f"{world.vault}-2/acts")
+    with open(f"{world.vault}-2/acts/0000000001.json", "wb") as file:
+        file.write(b"{")
+    deliver(world, 1)
+    result = world.backup()
+    assert (outcomes(result)[FIRST], outcomes(result)[SECOND][0]) == (("current", 0), "failed")
+
+
+def test_a_store_that_goes_away_while_it_is_healed_leaves_the_other_current(world: World):
+    os.unlink(f"{world.vault}-2/{some_pack(world, 2)}")
+
+    class NoFlush(Wrapper):
+        def flush(self):
+            """Away."""
+            raise StoreUnavailable("away")
+
+    world.store_hook = outages({SECOND: NoFlush})
+    assert outcomes(world.backup())[FIRST] == ("current", 0)
+    world.store_hook = None
+    assert outcomes(world.backup()) == BOTH
+    whole_in(world, SECOND)
 
 
 def test_a_damaged_entry_is_read_from_the_other_store(world: World):
@@ -395,6 +455,28 @@ def test_copy_fills_a_new_store(third: World):
     whole_in(third, "third")
     again = replication.copy_store(third.context, source=FIRST, target="third")
     assert (again.copied_objects, again.copied_bytes) == (0, 0)
+
+
+def test_copy_takes_the_acts_along(third: World):
+    """Only where the new store has none: each store's acts are a chain of its own."""
+    details = drill_key(utc_now())
+    key = SigningKey.from_hex(kit.load_identity_file(third.kit, None).kit.admin_seed)
+    with contextlib.closing(third.store()) as store:
+        store.put(details, b"sealed")
+        add_drill(store, third.context.anchors, key, ObjectRow(key=details, sha256=digest(b"sealed"), size=6))
+    replication.copy_store(third.context, source=FIRST, target="third")
+    taken = {key: data for key, data in content(third, 1).items() if key.startswith(("acts/", "drills/"))}
+    assert len(taken) == 2
+    for name, data in taken.items():
+        with open(f"{third.root}/third/{name}", "rb") as file:
+            assert file.read() == data
+    with contextlib.closing(third.store(2)) as store:
+        store.put(details, b"sealed")
+        add_drill(store, third.context.anchors, key, ObjectRow(key=details, sha256=digest(b"sealed"), size=6))
+    before = content(third, 2)
+    replication.copy_store(third.context, source=FIRST, target=SECOND)
+    assert content(third, 2) == before
+    assert app.verify(third.using("third")).outcome == "clean"
 
 
 @pytest.mark.parametrize("after", range(0, 34, 3))

@@ -122,10 +122,6 @@ class Catalogue:
         """The archive whose object of this key counts."""
         return self._owners.get(key)
 
-    def holders(self, key: str) -> list[Archive]:
-        """All archives with an object of this key, also one that does not count."""
-        return [archive for archive in self._archives.values() if key in archive.objects]
-
     def items(self) -> list[tuple[str, ObjectStat]]:
         """All objects, in no order."""
         return [(key, ObjectStat(archive.objects[key], archive.time)) for key, archive in self._owners.items()]

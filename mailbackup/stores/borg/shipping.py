@@ -14,10 +14,10 @@ import itertools
 import secrets
 import threading
 
-from mailbackup.errors import MailbackupError, StoreUnavailable
+from mailbackup.errors import MailbackupError, StoreRefused, StoreUnavailable
 from mailbackup.model.codec import Record, decode
 from mailbackup.stores.borg.answers import ARCHIVE_EXISTS, ARCHIVE_MISSING, Answered
-from mailbackup.stores.borg.catalogue import Archive, Catalogue, archive_name, comment_of, moment_of
+from mailbackup.stores.borg.catalogue import Archive, Catalogue, archive_name, comment_of, files_of, moment_of
 from mailbackup.stores.borg.command import Borg
 from mailbackup.stores.borg.pieces import Gate
 from mailbackup.stores.borg.spool import PieceWriter, Spool, Waiting, paths_of
@@ -179,8 +179,14 @@ class Shipper:
                 batch = {key: size for key, size in batch.items() if self.waiting(key) is not None}
                 if batch:
                     continue
+            except StoreUnavailable:
+                self._unsure = True
+                raise
             except MailbackupError:
                 self._unsure = True
+                with contextlib.suppress(MailbackupError):  # now, since only this process knows which archives are its own
+                    self._catalogue.refresh()
+                    self._settle()
                 raise
             else:
                 self._catalogue.add(archive)
@@ -204,8 +210,17 @@ class Shipper:
         return Archive(number, made.id, moment_of(made.start), token, dict(batch), small)
 
     def _settle(self) -> None:
-        """What waits and is in the repository by our own hand waits no longer. To be called after a look at the repository."""
+        """What waits and is in the repository by our own hand waits no longer. To be called after a look at the repository.
+
+        Our archive may lack what its comment names: borg goes on when it cannot read a file. So the archive itself is listed.
+        """
         self._unsure = False
+        for own in self._catalogue.archives():
+            if own.token in self._tokens and any(self.waiting(key) is not None for key in own.objects):
+                real = files_of(self._borg, own.name)
+                if half := [key for key, size in own.objects.items() if real.get(key) != size]:
+                    self._rewrite(own, half)
+                    self._catalogue.refresh()
         for key in self.all_waiting():
             archive = self._catalogue.find(key)
             if archive is not None and archive.token in self._tokens and key not in self.deleted():
@@ -217,8 +232,12 @@ class Shipper:
         with self._lock:
             believed = [key for key in taken if key not in self._urgent]
         self._drop(self.all_waiting() if believed else taken)
-        if believed or own in taken:
-            raise key_exists(own if own in taken else believed[0], self._name)
+        if own in taken:
+            raise key_exists(own or "", self._name)
+        if believed:
+            raise StoreRefused(
+                f"store {self._name}: {believed[0]} was put by somebody else meanwhile", hint="Only one host may write a vault."
+            )
 
     def _drop(self, keys: dict[str, int] | dict[str, Waiting] | list[str]) -> None:
         with self._lock:
