@@ -11,6 +11,7 @@ import pytest
 from tests.stores.borg.server import BORG, ssh_repository
 from tests.stores.s3.proxy import Proxy
 from tests.stores.s3.server import Weed, shared_server
+from tests.stores.s3.stores import Buckets
 
 KINDS = ("s3", "s3-versions", "borg", "borg+ssh")
 
@@ -20,6 +21,12 @@ def weed() -> Iterator[Weed]:
     """A SeaweedFS server."""
     with shared_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def buckets(weed: Weed) -> Buckets:
+    """One bucket of each kind: tests get folders, since a bucket costs the server volumes."""
+    return Buckets.make(weed)
 
 
 @pytest.fixture
@@ -44,7 +51,8 @@ def address(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterat
     if kind.startswith("s3"):
         weed = request.getfixturevalue("weed")
         request.getfixturevalue("as_admin")
-        yield s3_url(weed.url, weed.bucket(versions=kind == "s3-versions"))
+        names = request.getfixturevalue("buckets").names
+        yield s3_url(weed.url, names["versions" if kind == "s3-versions" else "plain"])
     elif kind == "borg":
         yield f"borg://{tmp_path}/repository?borg_path={BORG}&patience=20"
     else:
@@ -53,8 +61,8 @@ def address(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterat
 
 
 def s3_url(endpoint: str, bucket: str) -> str:
-    """A store in a bucket."""
-    return f"s3://{bucket}/mx1?endpoint={endpoint}&addressing=path&patience=5"
+    """A store in a fresh folder of a bucket."""
+    return f"s3://{bucket}/{Buckets.folder()}?endpoint={endpoint}&addressing=path&patience=5"
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from mailbackup.stores.locate import open_store
 from mailbackup.stores.probe import probe
 from tests.several.conftest import s3_url
 from tests.stores.s3.proxy import Proxy
-from tests.stores.s3.server import Weed
+from tests.stores.s3.stores import Buckets
 from tests.world import ALICE, World, messages_in
 
 NIGHTLY = Job(name="nightly", cron="30 2 * * *", parts=("backup", "read-back", "scrub"))
@@ -84,9 +84,9 @@ def _add_store(world: World, name: str, url: str) -> None:
 
 
 @pytest.fixture
-def s3(tmp_path: object, weed: Weed, proxy: Proxy) -> World:
+def s3(tmp_path: object, buckets: Buckets, proxy: Proxy) -> World:
     """A host with a mailbox of many messages in S3, behind a proxy that counts."""
-    world = World(tmp_path, urls=(s3_url(proxy.url, weed.bucket()),))
+    world = World(tmp_path, urls=(s3_url(proxy.url, buckets.names["plain"]),))
     deliver(world, 400, size=12_000)
     for n in range(40):
         world.deliver(f"big{n}.m:2,S", b"Subject: big\n\n" + os.urandom(500_000).hex().encode())

@@ -145,7 +145,7 @@ def command(folder: Path, seen: str, ports: dict[str, int]) -> list[str]:
         *(f"-{name}.port={port}" for name, port in ports.items()),
         *(f"-{name}.port.grpc={port + 10000}" for name, port in ports.items()),
         *(f"-s3.config={seen}/identities.json", "-s3.iam.readOnly=false", "-s3.port.iceberg=0", "-s3.port.lance=0"),
-        *("-master.volumeSizeLimitMB=1024", "-volume.max=0", "-volume.minFreeSpace=1", "-master.telemetry=false"),
+        *("-master.volumeSizeLimitMB=256", "-volume.max=0", "-volume.minFreeSpace=1", "-master.telemetry=false"),
     ]
 
 
