@@ -1,6 +1,6 @@
 """Measure what each kind of store costs. See README.md beside this file.
 
-python -m tests.bench.stores [--messages 15000] [--users 20] [--repeat 3] [--only first,nightly,mailbox,message,copy] [--out FILE] [--keep]
+python -m tests.bench.stores [--messages 15000] [--users 20] [--repeat 3] [--only first,nightly,mailbox,message,copy,ledger] [--out FILE] [--keep]
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from tests.stores.s3.proxy import Proxy
 from tests.stores.s3.server import Weed, weed_server
 
 LATENCY = 0.08  # seconds before each request to the distant server
-STEPS = ("first", "nightly", "mailbox", "message", "copy")
+STEPS = ("first", "nightly", "mailbox", "message", "copy", "ledger")
+AGES = (3, 40)  # entries of the ledger before the nights that are compared
 KINDS = ("directory", "S3, 0 ms", "S3, 80 ms", "borg", "borg+ssh")
 ONCE = ("borg+ssh",)  # seconds for each call of borg: one round tells enough
 SETTLE = 2.5  # seconds after which the stamps of directories prove something; a real night ends hours before the next run
@@ -223,6 +224,25 @@ class Bench:
                     f"{'':24} {done.get('copied_objects')} objects, {done.get('copied_bytes', 0) / self.records[-1]['seconds'] / 1e6:.0f} MB/s"
                 )
 
+    def ledger(self) -> None:
+        """A night of a small vault when its ledger is short, and when it is longer: nothing but the requests grows."""
+        mailboxes = sorted(self.store.glob("*/*/Maildir"), key=lambda path: (measure.size(path), path))
+        small = self.work / "small-mail"
+        peers.remake(small)
+        shutil.copytree(mailboxes[0], small / mailboxes[0].relative_to(self.store))
+        hosts = {kind: self._fresh_host("ledger", kind, small) for kind in ("S3, 0 ms", "S3, 80 ms")}
+        entries = 1  # that of init
+        for age in AGES:
+            for _ in range(age - entries):
+                for host in hosts.values():
+                    measure.run(host.first(), self.work / "scratch")
+            entries = age
+            for _ in range(self.repeat):
+                for kind, host in hosts.items():
+                    with self._far_away():
+                        self.measured(f"night at {age} entries", kind, host.night())
+                entries += 1
+
     # ------------------------------------------------------------ hosts and stores
 
     def _standing_hosts(self, kinds: tuple[str, ...] = KINDS) -> None:
@@ -235,14 +255,14 @@ class Bench:
                 if not done.ok:
                     raise SystemExit(done.complaint)
 
-    def _fresh_host(self, step: str, kind: str) -> Host:
+    def _fresh_host(self, step: str, kind: str, mail: Path | None = None) -> Host:
         home = self.work / f"{step}-{slug(kind)}"
         peers.remake(home)
         host = Host(peers.ours(), home, url="")
         os.rename(home, f"{home}-old-{time.monotonic_ns()}")  # not removed: ext4 is slow for minutes after many files have gone
         home.mkdir()
         host.url = self._url(kind, self.work / f"{home.name}-store-{time.monotonic_ns()}")
-        host.fresh(self.store)
+        host.fresh(mail or self.store)
         return host
 
     def _url(self, kind: str, place: Path) -> str:
