@@ -232,9 +232,9 @@ class Shipper:
         with self._lock:
             believed = [key for key in taken if key not in self._urgent]
         self._drop(self.all_waiting() if believed else taken)
-        if own in taken:
-            raise key_exists(own or "", self._name)
-        if believed:
+        if own in taken or (believed and own is None):
+            raise key_exists(own or believed[0], self._name)
+        if believed:  # of another put: its caller was told that all is well
             raise StoreRefused(
                 f"store {self._name}: {believed[0]} was put by somebody else meanwhile", hint="Only one host may write a vault."
             )
