@@ -61,13 +61,23 @@ def kill_a_backup(world: World) -> None:
     """SIGKILL while a pack is half written: what lies about then is searched, too."""
     large = world.deliver("9.findme:2,", b"Subject: 9\n\n%b %b\n" % (MARKER, random.randbytes(24 << 20)))
     program = [sys.executable, "-m", "mailbackup", "--config", world.config_path, "--state", world.state, "backup", "-q"]
-    process = subprocess.Popen(program, cwd=ROOT)
-    while not (halves := [path for path in glob.glob(f"{world.vault}/.tmp/*") if os.path.getsize(path) > 1 << 20]):
-        assert process.poll() is None, "it ended before it could be killed"
-    process.kill()
-    assert process.wait() < 0
+    with subprocess.Popen(program, cwd=ROOT) as process:
+        try:
+            while not (halves := [path for path in glob.glob(f"{world.vault}/.tmp/*") if size_of(path) > 1 << 20]):
+                assert process.poll() is None, "it ended before it could be killed"
+        finally:
+            process.kill()
+    assert process.returncode < 0
     assert all(map(os.path.exists, halves))
     os.unlink(large)
+
+
+def size_of(path: str) -> int:
+    """Of a file that may have got its name meanwhile."""
+    try:
+        return os.path.getsize(path)
+    except FileNotFoundError:
+        return 0
 
 
 def secrets_of(world: World) -> dict[str, bytes]:

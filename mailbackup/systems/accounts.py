@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from mailbackup.errors import RecordInvalid
 from mailbackup.model import codec
 from mailbackup.model.account import Account, Accounts
-from mailbackup.systems.ask import Ask, CannotAsk
+from mailbackup.systems.ask import Ask, CannotAsk, Said
 from mailbackup.systems.doveconf import Setting, settings_of, values
 from mailbackup.systems.maps import leading_to, tables_in, text_rows
 
@@ -54,7 +55,7 @@ def dovecot_settings(ask: Ask) -> list[Setting]:
 
 
 def _ask_accounts(ask: Ask) -> Accounts:
-    said = ask.run("doveadm", "user", "*", timeout=_SECONDS)
+    said = _patiently(ask, "doveadm", "user", "*")
     if said.status != 0:
         raise CannotAsk(f"'doveadm user *' ended with status {said.status}: {said.complaint}")
     names = sorted(set(said.lines))
@@ -67,7 +68,7 @@ def _ask_accounts(ask: Ask) -> Accounts:
 
 def _rows(ask: Ask, names: list[str], driver: str) -> list[Account]:
     """Their rows; of a name that its own list does not lead to (it was deleted meanwhile) there is none."""
-    said = ask.run("doveadm", "user", *names, timeout=_SECONDS)
+    said = _patiently(ask, "doveadm", "user", *names)
     blocks = said.out.removeprefix("field\tvalue\n").rstrip("\n").split("\n\n")  # an empty line stands between two of them
     if said.status == 0 and len(blocks) == len(names):
         return [account_of(name, block, driver) for name, block in zip(names, blocks, strict=True)]
@@ -77,6 +78,16 @@ def _rows(ask: Ask, names: list[str], driver: str) -> list[Account]:
         raise CannotAsk(f"'doveadm user {names[0]}' ended with status {said.status}: {said.complaint}")
     half = len(names) // 2
     return _rows(ask, names[:half], driver) + _rows(ask, names[half:], driver)
+
+
+def _patiently(ask: Ask, *words: str) -> Said:
+    """What a program says, asked again twice while it says "later": Dovecot's auth process hangs up where it is just being replaced."""
+    for pause in (0.2, 1.0):
+        said = ask.run(*words, timeout=_SECONDS)
+        if said.status != os.EX_TEMPFAIL:
+            return said
+        time.sleep(pause)
+    return ask.run(*words, timeout=_SECONDS)
 
 
 def account_of(name: str, block: str, driver: str = "") -> Account:

@@ -149,3 +149,10 @@ def test_accounts_when_the_database_is_away(tmp_path: Path):
     ask = fake(tmp_path, "doveadm", "if [ \"$2\" = '*' ]; then echo b; echo a; else echo 'Fatal: no database' >&2; exit 75; fi")
     with pytest.raises(CannotAsk, match="no database"):
         accounts_of(ask)
+
+
+def test_accounts_when_the_database_is_away_for_a_moment(tmp_path: Path):
+    fake(tmp_path, "doveconf", "true")
+    once = f"[ -e {tmp_path}/asked ] || {{ touch {tmp_path}/asked; echo 'Error: Disconnected unexpectedly' >&2; exit 75; }}"
+    ask = fake(tmp_path, "doveadm", f"{once}\n[ \"$2\" = '*' ] || printf 'field\\tvalue\\nuid\\t1\\n'; [ \"$2\" = a ] || echo a")
+    assert [(row.name, row.uid) for row in accounts_of(ask).accounts] == [("a", "1")]
