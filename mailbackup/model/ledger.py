@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
 from mailbackup.model.codec import Record
@@ -74,6 +75,13 @@ class Grant(Record, frozen=True):
     key: PublicKey
 
 
+class ActsSeen(Record, frozen=True, kw_only=True):
+    """The last act of a store when a signer was dismissed: what it signed up to there counts."""
+
+    chain: str
+    seq: int
+
+
 class LedgerEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
     """An entry of the ledger. Members that do not belong to its type are at their defaults."""
 
@@ -94,6 +102,7 @@ class LedgerEntry(Record, frozen=True, kw_only=True, omit_defaults=True):
     trust: tuple[str, ...] = ()
     grant: tuple[Grant, ...] = ()
     revoke: tuple[Grant, ...] = ()
+    acts: tuple[ActsSeen, ...] = ()
     files: dict[str, Digest] = {}
     rewrapped: tuple[RewrapRow, ...] = ()
 
@@ -129,26 +138,44 @@ class LiveList(Record, frozen=True, kw_only=True):
     kind: Literal["live"] = "live"
 
 
-class DamagedPack(Record, frozen=True, kw_only=True):
-    """Blocks that a scrub found missing or damaged; None = the whole pack."""
+class PackPart(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """Blocks of a pack that an act is about; None = the whole pack."""
 
     id: PackId
     blocks: str | None = None
 
 
+class Head(Record, frozen=True, kw_only=True):
+    """The entry up to which whoever signs an act has read the ledger."""
+
+    seq: int
+    sha256: Digest
+
+
+ActType = Literal["prune", "undelete", "pin", "damage", "ack", "drill", "received-without", "erase", "audit", "move"]
+
+
 class Act(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A record of upkeep on one store."""
+    """A record of upkeep on one store: format section 11. Members that do not belong to its type are at their defaults."""
 
     format: Literal[1]
     vault: VaultId
     chain: str
     seq: int
     prev: Digest | None
-    type: Literal["prune", "undelete", "pin", "damage", "ack", "drill", "received-without", "erase", "move"]
+    type: ActType
     time: str
     signer: PublicKey
-    packs: tuple[DamagedPack, ...] = ()
-    details: ObjectRow | None = None  # of a drill: its sealed result
+    head: Head | None = None  # prune, ack, audit, received-without, erase
+    snapshots: tuple[int, ...] = ()  # prune: dropped from now on; undelete, pin: these; received-without: whose objects are not here
+    gone: tuple[int, ...] = ()  # prune: dropped long ago, their objects are deleted now
+    packs: tuple[PackPart, ...] = ()  # prune: deleted now; damage; received-without; erase: blocks that no snapshot needs any more
+    release: bool = False  # pin: let go again
+    guards: tuple[str, ...] = ()  # ack: what a human looked at
+    bytes: int = 0  # ack of `share`: how much may go
+    note: str = ""  # pin, ack: the reason, in words
+    mailbox: Digest | None = None  # erase: `tombstone` of its key
+    details: ObjectRow | None = None  # drill: its sealed result
 
 
 class Anchors(Record, frozen=True, kw_only=True):
@@ -157,6 +184,11 @@ class Anchors(Record, frozen=True, kw_only=True):
     vault: VaultId
     admin: PublicKey
     head: tuple[int, Digest] | None = None
+
+
+def tombstone(vault: VaultId, mailbox: str) -> Digest:
+    """The name of an erased mailbox in an act: it tells those who know the mailbox's key, and nobody else, that it is meant."""
+    return Digest(hashlib.sha256(f"mailbackup-erase\n{vault}\n{mailbox}".encode("utf-8", "surrogateescape")).hexdigest())
 
 
 def to_ranges(numbers: list[int]) -> str:

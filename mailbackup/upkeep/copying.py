@@ -199,8 +199,8 @@ class _Copy:
         theirs, ours = _raw_acts(source), _raw_acts(self._target)
         if ours != theirs[: len(ours)]:
             return
-        acts = read_acts(source, self._anchors, page_trust(source, find_head(source), self._anchors))
-        for act, (key, raw) in zip(acts, theirs, strict=True):
+        acts = read_acts(source, self._anchors, trust_within(source, find_head(source), self._anchors))
+        for (act, _), (key, raw) in zip(acts, theirs, strict=True):
             if act.seq <= len(ours):
                 continue
             if act.details is not None:

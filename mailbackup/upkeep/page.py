@@ -50,11 +50,12 @@ def live_registry(store: Store, anchors: Anchors) -> Registry:
         registry.learn(store, link)
     if registry.unreadable:
         raise ChainBroken(": ".join(registry.unreadable[0]))
-    registry.packs = {pack: life for pack, life in registry.packs.items() if len(life.stopped) < life.row.blocks}
+    registry.packs = {pack: life for pack, life in registry.packs.items() if not life.is_dead}
     return registry
 
 
 def _life(pack: LivePack, seq: int) -> PackLife:
     row = PackRow(id=PackId(pack.id), size=pack.size, sha256=pack.sha256, blocks=pack.blocks, footer=pack.footer, epoch=pack.epoch)
-    live = set(from_ranges(pack.live, pack.blocks))
-    return PackLife(row, seq, {number: seq for number in range(pack.blocks) if number not in live})
+    live, life = set(from_ranges(pack.live, pack.blocks)), PackLife(row, seq)
+    life.stop((number for number in range(pack.blocks) if number not in live), seq)
+    return life

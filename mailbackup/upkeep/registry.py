@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from mailbackup.errors import DamageError, RecordInvalid
@@ -13,15 +15,42 @@ from mailbackup.vault.chain import Link, stops_of
 
 @dataclass(slots=True)
 class PackLife:
-    """A registered pack: its row, the entry that registered it, and the entries that stopped its blocks (number → seq)."""
+    """A registered pack: its row, the entry that registered it, and the entry that stopped each of its blocks (0 = it lives).
+
+    The table is made with the first stop: a hundred thousand packs have some six million blocks.
+    """
 
     row: PackRow
     since: int
-    stopped: dict[int, int] = field(default_factory=dict)
+    stopped: array[int] | None = None
+    dead: int = 0  # blocks that were stopped
+    last: int = 0  # the entry that stopped one last
+
+    def stop(self, numbers: Iterable[int], seq: int) -> None:
+        """Entry `seq` stops these blocks. Those that were stopped before stay as they are."""
+        if self.stopped is None:
+            self.stopped = array("I", bytes(4 * self.row.blocks))
+        for number in numbers:
+            if not self.stopped[number]:
+                self.stopped[number] = seq
+                self.dead += 1
+                self.last = max(self.last, seq)
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether no block of it lives."""
+        return self.dead == self.row.blocks
+
+    def until(self, number: int) -> int | None:
+        """The entry that stopped a block; None while it lives."""
+        return None if self.stopped is None else self.stopped[number] or None
 
     def lives(self, number: int, seq: int) -> bool:
         """Whether a block was live at an entry."""
-        return 0 <= number < self.row.blocks and self.since <= seq < self.stopped.get(number, seq + 1)
+        if not 0 <= number < self.row.blocks or seq < self.since:
+            return False
+        until = self.until(number)
+        return until is None or seq < until
 
 
 @dataclass(slots=True)
@@ -54,8 +83,7 @@ class Registry:
                 life = self.packs.get(PackId(pack))
                 if life is None:
                     raise RecordInvalid(f"entry {entry.seq} stops blocks of a pack that was never registered")
-                for number in from_ranges(ranges, life.row.blocks):
-                    life.stopped.setdefault(number, entry.seq)
+                life.stop(from_ranges(ranges, life.row.blocks), entry.seq)
         except (DamageError, ValueError) as error:
             self.unreadable.append((f"stops of entry {entry.seq}", str(error)))
 
@@ -65,5 +93,5 @@ class Registry:
         if life is None:
             return ()
         numbers = range(life.row.blocks) if blocks is None else blocks
-        until = max((life.stopped.get(number, 1 << 62) for number in numbers), default=0)
+        until = max((life.until(number) or 1 << 62 for number in numbers), default=0)
         return tuple(seq for seq in self.snapshots if life.since <= seq < until)

@@ -95,7 +95,7 @@ def _refuse_foreign(store: Store, anchors: Anchors, head: int) -> None:
 
 def _acts(store: Store, anchors: Anchors, trust: Trust, result: Scrubbed) -> None:
     try:
-        for act in read_acts(store, anchors, trust):
+        for act, _ in read_acts(store, anchors, trust):
             result.objects += 1
             for damaged in act.packs if act.type == "damage" else ():
                 detail = f"act {act.seq} says so" + (f" of blocks {damaged.blocks}" if damaged.blocks else "")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -16,7 +17,7 @@ from mailbackup.crypto.signing import split_signed, verify
 from mailbackup.errors import AnchorMismatch, ChainBroken, DamageError, ObjectDamaged, ObjectMissing, RecordInvalid
 from mailbackup.model import codec
 from mailbackup.model.ids import LEDGER_PAGE, VAULT_KEY, Digest, ObjectKey, PublicKey, act_key, digest, entry_key, is_object_key
-from mailbackup.model.ledger import Act, Anchors, LedgerEntry, LiveList, ObjectRow, StopList, VaultInfo
+from mailbackup.model.ledger import Act, ActType, Anchors, LedgerEntry, LiveList, ObjectRow, Role, StopList, VaultInfo
 from mailbackup.model.tree import LIST_LIMIT, RECORD_LIMIT
 from mailbackup.stores.base import Store
 
@@ -32,12 +33,28 @@ class Link(NamedTuple):
     entry: LedgerEntry
 
 
+_ROLES: dict[ActType, frozenset[Role]] = {
+    "prune": frozenset({"prune"}),
+    "undelete": frozenset({"prune"}),
+    "pin": frozenset({"prune"}),
+    "damage": frozenset({"prune"}),
+    "ack": frozenset({"prune"}),
+    "drill": frozenset({"drill"}),
+    "received-without": frozenset({"prune", "writer"}),
+    "erase": frozenset(),
+    "audit": frozenset({"drill"}),
+    "move": frozenset(),
+}
+"""Who may sign an act, besides the admin: no writer can make anything go."""
+
+
 class Trust:
     """Who may sign, as the admin said so far."""
 
     def __init__(self, admin: PublicKey) -> None:
         self.admin = admin
         self.roles: dict[PublicKey, set[str]] = {}
+        self.former: dict[tuple[PublicKey, str], dict[str, int]] = {}  # dismissed (key, role) → the last act that counts, by chain
         self.lines: list[str] = []  # whole trust entries, for the next page
 
     def learn(self, entry: LedgerEntry, raw: bytes) -> None:
@@ -46,6 +63,7 @@ class Trust:
             self.roles.setdefault(grant.key, set()).add(grant.role)
         for grant in entry.revoke:
             self.roles.get(grant.key, set()).discard(grant.role)
+            self.former[grant.key, grant.role] = {seen.chain: seen.seq for seen in entry.acts}
         self.lines.append(raw.decode("utf-8"))
 
     def may_sign(self, entry: LedgerEntry) -> bool:
@@ -56,8 +74,11 @@ class Trust:
 
     def may_act(self, act: Act) -> bool:
         """Whether the signer of an act is trusted for it."""
-        role = "drill" if act.type == "drill" else "prune"
-        return act.signer == self.admin or role in self.roles.get(act.signer, ())
+        if act.signer == self.admin:
+            return True
+        roles = _ROLES[act.type]
+        was = max((self.former.get((act.signer, role), {}).get(act.chain, 0) for role in roles), default=0)
+        return act.seq <= was or not roles.isdisjoint(self.roles.get(act.signer, ()))
 
 
 def uncovered(store: Store, key: ObjectKey, attempt: Callable[[], T]) -> T:
@@ -373,22 +394,44 @@ def live_list_of(store: Store, entry: LedgerEntry) -> LiveList | None:
     return live
 
 
-def read_acts(store: Store, anchors: Anchors, trust: Trust, chain: str | None = None) -> Iterator[Act]:
-    """The acts of a store in order, each checked like an entry; `chain` is the id seen before, if any. Raises ChainBroken."""
+class ActLink(NamedTuple):
+    """A checked act, and the hash of its object."""
+
+    act: Act
+    sha256: Digest
+
+
+def read_acts(store: Store, anchors: Anchors, trust: Trust, chain: str | None = None) -> Iterator[ActLink]:
+    """The acts of a store in order, each checked like an entry; `chain` is the id seen before, if any. Raises ChainBroken.
+
+    `trust` must know every signer that was ever named, also those that were dismissed since: an act stays valid.
+    """
     prev: Digest | None = None
-    for seq, key in enumerate(sorted(key for key, _ in store.list("acts/") if is_object_key(key)), 1):
-        if key != act_key(seq):
-            raise ChainBroken(f"{act_key(seq)}: is missing")
-        try:
-            raw = store.get(act_key(seq), RECORD_LIMIT)
-            line, signature = split_signed(raw)
-            act = codec.decode(line, Act, key)
-        except (ObjectMissing, ObjectDamaged, RecordInvalid) as error:
-            raise ChainBroken(f"{key}: {error}") from None
-        chain = chain or act.chain
-        if (act.vault, act.chain, act.seq, act.prev) != (anchors.vault, chain, seq, prev):
-            raise ChainBroken(f"{key}: does not belong here")
-        if not trust.may_act(act) or not verify(act.signer, line, signature):
-            raise ChainBroken(f"{key}: is not signed by someone trusted")
-        prev = digest(raw)
-        yield act
+    keys = sorted(key for key, _ in store.list("acts/") if is_object_key(key))
+    with ThreadPoolExecutor(max(1, min(store.traits.parallel, len(keys))), "acts") as pool:
+        for seq, (key, read) in enumerate(zip(keys, pool.map(partial(_act_of, store, trust), keys), strict=True), 1):
+            if key != act_key(seq):
+                raise ChainBroken(f"{act_key(seq)}: is missing")
+            act, sha256 = read
+            chain = chain or act.chain
+            if (act.vault, act.chain, act.seq, act.prev) != (anchors.vault, chain, seq, prev):
+                raise ChainBroken(f"{key}: does not belong here")
+            prev = sha256
+            yield ActLink(act, sha256)
+
+
+def _act_of(store: Store, trust: Trust, key: str) -> ActLink:
+    """One act, with the signature checked. Of several versions the oldest that someone trusted signed counts."""
+    try:
+        return uncovered(store, ObjectKey(key), lambda: _signed_act(store, trust, ObjectKey(key)))
+    except (ObjectMissing, ObjectDamaged, RecordInvalid) as error:
+        raise ChainBroken(f"{key}: {error}") from None
+
+
+def _signed_act(store: Store, trust: Trust, key: ObjectKey) -> ActLink:
+    raw = store.get(key, RECORD_LIMIT)
+    line, signature = split_signed(raw)
+    act = codec.decode(line, Act, key)
+    if not trust.may_act(act) or not verify(act.signer, line, signature):
+        raise ChainBroken(f"{key}: is not signed by someone trusted")
+    return ActLink(act, digest(raw))

@@ -223,7 +223,7 @@ def _forget_lost(replicas: Replicas, state: State, anchors: Anchors, *, changed:
 def _said_damaged(store: Store, state: State, anchors: Anchors, known: KnownPacks) -> dict[PackId, int]:
     """The packs that an act of this store calls damaged."""
     acts = read_acts(store, anchors, _known_trust(state, anchors))
-    return {damaged.id: known[damaged.id][0] for act in acts if act.type == "damage" for damaged in act.packs if damaged.id in known}
+    return {part.id: known[part.id][0] for act, _ in acts if act.type == "damage" for part in act.packs if part.id in known}
 
 
 def _some(packs: list[str] | list[PackId]) -> str:

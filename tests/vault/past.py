@@ -23,7 +23,7 @@ from mailbackup.model import codec
 from mailbackup.model.events import ignore
 from mailbackup.model.finding import FindingKind
 from mailbackup.model.ids import PackId, PublicKey, VaultId, act_key, digest, entry_key
-from mailbackup.model.ledger import Act, Anchors, DamagedPack, LedgerEntry, from_ranges
+from mailbackup.model.ledger import Act, Anchors, LedgerEntry, PackPart, from_ranges
 from mailbackup.model.results import BackupResult
 from mailbackup.upkeep.registry import Registry
 from mailbackup.vault.chain import Trust, find_head, stops_of, walk
@@ -163,7 +163,7 @@ class Past(World):
     def damage_act(self, packs: list[str], signer: SigningKey | None = None) -> None:
         """Act 1 of the store: someone, by default the admin, says that these packs are damaged."""
         signer = signer or self.admin
-        rows = tuple(DamagedPack(id=PackId(os.path.basename(pack)), blocks="0") for pack in packs)
+        rows = tuple(PackPart(id=PackId(os.path.basename(pack)), blocks="0") for pack in packs)
         act = Act(
             format=1, vault=self.anchors.vault, chain="c" * 32, seq=1, prev=None, type="damage", time="2026-11-24T02:30:00Z", signer=signer.public,
             packs=rows,

@@ -20,7 +20,7 @@ from mailbackup.crypto.signing import SigningKey, seal_line
 from mailbackup.errors import AnchorMismatch, ChainBroken, ConflictError, MailbackupError, NotFound, RecordInvalid
 from mailbackup.model import codec
 from mailbackup.model.ids import LEDGER_PAGE, act_key, digest, entry_key, snapshot_key
-from mailbackup.model.ledger import Act, DamagedPack
+from mailbackup.model.ledger import Act, PackPart
 from mailbackup.vault.chain import Trust, find_head, read_acts
 from tests.craft import admin_key, append, head_of, parsed, put_raw, raw_entry, reading, signed, trust, writer_key
 from tests.world import World, messages_in, tree_of
@@ -430,7 +430,7 @@ def act(world: World, number: int, prev: bytes | None, key: SigningKey, chain: s
     """Put an act: by default, that an unknown pack is damaged."""
     vault = parsed(raw_entry(world, 1)).vault
     made = Act(format=1, vault=vault, chain=chain, seq=number, prev=None if prev is None else digest(prev), type="damage",
-               time="2026-11-24T02:30:00Z", signer=key.public, packs=(DamagedPack(id="ab" * 16),))  # fmt: skip
+               time="2026-11-24T02:30:00Z", signer=key.public, packs=(PackPart(id="ab" * 16),))  # fmt: skip
     raw = seal_line(codec.encode(replace(made, **members)), key)
     put_raw(world, act_key(number), raw)
     return raw
