@@ -62,9 +62,8 @@ _STORE_NUMBERS = (
     ("patience", 0, 86_400),
 )
 _LATER = {
-    "": ("retention", "drill"),
+    "": ("drill",),
     "notify": ("urls_file",),
-    "store": ("retention",),
     "mail": ("home", "export"),
 }  # section → keys that a later version will know
 
@@ -234,6 +233,7 @@ def _problems(config: Config) -> Iterator[_Problem]:
     yield from _source_problems(config)
     yield from _store_problems(config)
     yield from _number_problems(config.backup)
+    yield from _retention_problems(config)
     if config.notify.ping is not None:
         from mailbackup.notify import url_problem
 
@@ -257,7 +257,8 @@ def _recipient_problems(config: Config) -> Iterator[_Problem]:
 def _source_problems(config: Config) -> Iterator[_Problem]:
     from mailbackup.mail.pattern import Pattern
 
-    if not config.mail and not config.directories and not config.systems.use:
+    nothing = not config.mail and not config.directories and not config.systems.use
+    if nothing and config.retention.key_file is None:  # with it this is a machine that only prunes
         yield "mail", "there is no [[mail]], no [[directory]] and no [systems], so there is nothing to save", None
     yield from _system_problems(config)
     for n, mail in enumerate(config.mail):
@@ -359,6 +360,24 @@ def _number_problems(backup: BackupConfig) -> Iterator[_Problem]:
             yield f"backup.{key}", f"{value} is not between {low} and {high}", None
 
 
+def _retention_problems(config: Config) -> Iterator[_Problem]:
+    from mailbackup.model.retention import problems
+
+    rules = config.retention
+    policies = [("retention", rules), *((f"store[{n}].retention", s.retention) for n, s in enumerate(config.stores) if s.retention)]
+    for place, policy in policies:
+        for problem in problems(policy):
+            yield place, problem, "See docs/guides/retention.md."
+    for key, value, low, high in (
+        ("grace_days", rules.grace_days, 7, 3650),  # a run that is paused for longer than 5 days starts anew
+        ("max_share", rules.max_share, 0, 1),
+        ("audit_days", rules.audit_days, 1, 3650),
+        ("silence_days", rules.silence_days, 1, 3650),
+    ):
+        if not low <= value <= high:
+            yield f"retention.{key}", f"{value} is not between {low} and {high}", None
+
+
 # ---------------------------------------------------------------- writing
 
 
@@ -455,6 +474,9 @@ def _option(row: Record, option: str, comments: bool) -> list[str]:
 def _toml(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(_toml(member) for member in value)}]"
+    if isinstance(value, Record):
+        set_here = zip(value.__struct_fields__, value.__struct_defaults__, strict=True)
+        return _toml({field: getattr(value, field) for field, default in set_here if getattr(value, field) != default})
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{_toml(key)} = {_toml(member)}" for key, member in value.items()) + " }"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # a TOML string is a JSON string, save for DEL

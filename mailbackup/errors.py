@@ -27,6 +27,7 @@
     │   └── KeyMalformed
     ├── SafetyRefusal                  8   MB-R...   refused for safety
     │   ├── NoSpace
+    │   ├── PruneRefused
     │   ├── WouldOverwrite
     │   └── UnsafeName
     └── Interrupted                  130   MB-I...
@@ -233,6 +234,13 @@ class SafetyRefusal(MailbackupError):
     code = "MB-R001"
     exit_status = 8
     default_hint = "Nothing was changed."
+
+
+class PruneRefused(SafetyRefusal):
+    """A guard rail holds: a human has to look before anything goes."""
+
+    code = "MB-R005"
+    default_hint = "'mailbackup prune --dry-run' shows what would go and why it may not."
 
 
 class NoSpace(SafetyRefusal):

@@ -218,6 +218,20 @@ li, pre {{ page-break-inside: avoid }}
 # ---------------------------------------------------------------- reading
 
 
+def load_signing_key(path: str) -> SigningKey:
+    """The signing key of a machine that prunes or drills. Raises IdentityMissing, KeyMalformed."""
+    try:
+        with open(path, encoding="ascii") as file:
+            text = file.read(SIZE_LIMIT).strip()
+    except OSError as error:
+        raise IdentityMissing(f"cannot read the signing key {path}: {error.strerror}", hint="Run as the user who may read it.") from None
+    except UnicodeDecodeError:
+        raise KeyMalformed(f"{path} is not a signing key") from None
+    if not _HEX64.fullmatch(text):
+        raise KeyMalformed(f"{path} is not a signing key", hint="'mailbackup key new' makes one.")
+    return SigningKey.from_hex(text)
+
+
 def load_identity_file(path: str, passphrase: Passphrase | None) -> KitOrIdentities:
     """The kit or age identity file (or unlocked OpenSSH private key) at `path`. `passphrase` is called only when the file is locked.
 

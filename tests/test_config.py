@@ -121,11 +121,12 @@ BAD = [
     (GOOD + "\n[backup]\nqqq = 1", "x: unknown key 'qqq' in [backup]", "Known here: level, max_shrink, rescan_days, workers."),
     (edit("[host]", "[stores]\n[host]"), "x: unknown key 'stores'", "Did you mean 'store'?"),
     # what a later version will know
-    (GOOD + "\n[retention]\ndaily = 14", "x: [retention] is not supported by this version yet", "Remove it, or turn it into a comment."),
+    (GOOD + "\n[retention]\ndaily = -1", "x: retention: daily = -1: must not be negative", "See docs/guides/retention.md."),
+    (GOOD + "\n[retention]\ngrace_days = 1", "x: retention.grace_days: 1 is not between 7 and 3650", None),
     (GOOD + "\n[drill]", "x: [drill] is not supported by this version yet", "Remove it, or turn it into a comment."),
     (
-        edit('name = "cellar"', 'name = "cellar"\nretention = { daily = 1 }'),
-        "x: retention in [store[0]] is not supported by this version yet",
+        edit('name = "cellar"', 'name = "cellar"\nretention = { within = "soon" }'),
+        'x: store[0].retention: within = "soon": must be a number with h, d, w or y, such as "30d"',
         None,
     ),
     # stores

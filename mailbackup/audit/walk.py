@@ -1,4 +1,7 @@
-"""Keyed verification: open what the snapshots refer to, and check that every blob is what its id says."""
+"""Keyed verification: open what the snapshots refer to, check that every blob is what its id says, and that the ledger holds live what the trees reach.
+
+The last is what deletion rests on: whoever prunes cannot open a tree, so a stop of a block that a tree still needs is found here or nowhere.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,11 @@ from mailbackup.model.events import OnEvent, Phase, Progress
 from mailbackup.model.finding import Finding, FindingKind
 from mailbackup.model.ids import PackId, from_name, safe_path, show
 from mailbackup.model.tree import BlobRef, BlockRow, MailboxRow, MailboxTree, Ref, Segment, Snapshot
-from mailbackup.upkeep.registry import Registry
+from mailbackup.upkeep.acts import Book
+from mailbackup.upkeep.registry import PackLife, Registry
 from mailbackup.vault.chain import Link
 from mailbackup.vault.reader import VaultReader
+from mailbackup.vault.tombstones import Tombstones
 from mailbackup.vault.trees import decode_flags, decode_segment, owner_of, resolve
 
 _FINDINGS_AT_MOST = 1000  # one lost block can concern a million messages
@@ -22,13 +27,16 @@ _FINDINGS_AT_MOST = 1000  # one lost block can concern a million messages
 
 @dataclass(slots=True)
 class Audited:
-    """The result of an audit."""
+    """The result of an audit. `snapshots` were opened, and are the ones of the ledger that the registry was read from; `whole` = all contents were."""
 
     blobs: int = 0
     bytes: int = 0
     findings: list[Finding] = field(default_factory=list)
     left_out: int = 0
-    reached: set[tuple[str, int]] = field(default_factory=set)  # blocks that the audited trees refer to
+    reached: set[tuple[PackId, int]] = field(default_factory=set)  # blocks that the audited trees refer to
+    snapshots: set[int] = field(default_factory=set)
+    whole: bool = True
+    waste: int = 0  # blocks that are live at the newest complete snapshot, and that its trees do not refer to
 
 
 class _Part(NamedTuple):
@@ -45,20 +53,29 @@ _UNREADABLE = _Part(-1, 0, frozenset())
 class Auditor:
     """Audits snapshots of one vault. What two snapshots share is opened once."""
 
-    def __init__(self, reader: VaultReader, registry: Registry, on_event: OnEvent, sample: float | None = None) -> None:
+    def __init__(
+        self, reader: VaultReader, registry: Registry, on_event: OnEvent, sample: float | None = None, book: Book | None = None
+    ) -> None:
+        """`book`: the acts of the store, which say what need not be there any more."""
         self._reader = reader
         self._registry = registry
+        self._book = book or Book()
+        self._erased = Tombstones()
+        for link in self._book.acts:
+            self._erased.add(link.act)
         self._on_event = on_event
         self._sample = sample
         self._checked: set[BlobRef] = set()
         self._segments: dict[tuple[str, str], _Part] = {}  # by their ids
         self._walked = frozenset(registry.snapshots)
         self._seq = 0
-        self.result = Audited()
+        self._now: set[tuple[PackId, int]] = set()  # blocks that the trees of this snapshot refer to
+        self._newest = 0  # the newest complete snapshot so far
+        self.result = Audited(whole=sample is None)
 
     def run(self, links: Iterable[Link]) -> Audited:
-        """Audit the snapshots that these entries name. Raises WrongIdentity when the identity opens none of them."""
-        chosen = list(links)
+        """Audit the snapshots that these entries name, but those that a prune act gave up. Raises WrongIdentity when the identity opens none of them."""
+        chosen = [link for link in links if link.seq not in self._book.gone]
         not_ours: list[WrongIdentity] = []
         self._on_event(Phase("opening snapshots", len(chosen), "snapshots"))
         for count, link in enumerate(chosen, 1):
@@ -71,7 +88,11 @@ class Auditor:
             except DamageError as error:
                 self._find(FindingKind.OBJECT_DAMAGED, f"snapshot {link.seq}", error)
             else:
+                self._now = set()
+                self._same_ledger(link)
                 self._guarded(snapshot)
+                self._weigh(snapshot)
+                self.result.reached |= self._now
             self._on_event(Progress(count, self.result.bytes, f"snapshot {link.seq}"))
         if not_ours and len(not_ours) == len(chosen):
             raise not_ours[0]  # says nothing about the vault
@@ -79,6 +100,26 @@ class Auditor:
             detail = f"{self.result.left_out} further findings are not listed"
             self.result.findings.append(Finding(FindingKind.BLOB_MISMATCH, "more", detail))
         return self.result
+
+    def _same_ledger(self, link: Link) -> None:
+        """A store may answer differently each time: the snapshot must be the one that the walk over the ledger met."""
+        row = link.entry.snapshot
+        if link.seq not in self._walked or row is None:
+            return
+        if self._registry.objects.get(row.key) == row.sha256:
+            self.result.snapshots.add(link.seq)
+        else:
+            self._find(FindingKind.CHAIN_BROKEN, f"snapshot {link.seq}", "its entry is another one than the one that was checked")
+
+    def _weigh(self, snapshot: Snapshot) -> None:
+        """What lives at the newest complete snapshot for nothing. That costs room, and is no fault: a run that was cut short leaves some."""
+        seq = snapshot.seq
+        if snapshot.outcome == "incomplete" or seq not in self._walked or seq < self._newest:
+            return
+        self._newest = seq
+        lives = self._registry.packs
+        reached = sum(pack in lives and lives[pack].lives(number, seq) for pack, number in self._now)
+        self.result.waste = sum(_living(life, seq) for life in lives.values()) - reached
 
     def _guarded(self, snapshot: Snapshot) -> None:
         try:
@@ -91,6 +132,8 @@ class Auditor:
         for row in root.mailboxes:
             self._live(root.blocks, [row.ref], "mailbox table")
         for mailbox, ref in self._table(snapshot):
+            if self._erased.of(self._reader.anchors, mailbox.key, snapshot.seq) is not None:
+                continue
             self._live_refs([ref], mailbox.address)
             try:
                 tree = self._reader.record(ref, MailboxTree, f"tree of {mailbox.address}")
@@ -108,7 +151,7 @@ class Auditor:
         """The rows of the mailbox table as far as it can be read, compared with what the snapshot says of its sources."""
         rows: list[tuple[MailboxRow, BlobRef]] = []
         try:
-            for row in self._reader.mailboxes(snapshot):
+            for row in self._reader.table(snapshot):
                 rows.append(row)  # not a comprehension: those before the damage count
         except (DamageError, WrongIdentity) as error:
             self._find(FindingKind.RECORD_INVALID, "mailbox table", error)
@@ -210,7 +253,7 @@ class Auditor:
 
     def _live_blocks(self, blocks: Iterable[tuple[PackId, int]], subject: str) -> None:
         for pack, number in blocks:
-            self.result.reached.add((pack, number))
+            self._now.add((pack, number))
             if self._seq not in self._walked:
                 continue  # it stands behind a break of the chain, which was reported: what lives there is not known
             life = self._registry.packs.get(pack)
@@ -222,6 +265,13 @@ class Auditor:
             self.result.left_out += 1
             return
         self.result.findings.append(Finding(kind, subject, str(detail), (self._seq,)))
+
+
+def _living(life: PackLife, seq: int) -> int:
+    """Blocks of a pack that were live at an entry."""
+    if seq < life.since:
+        return 0
+    return life.row.blocks - (0 if life.stopped is None else sum(0 < until <= seq for until in life.stopped))
 
 
 def _used(segment: Segment, present: list[int]) -> Iterator[BlockRow]:

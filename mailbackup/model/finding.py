@@ -43,6 +43,10 @@ class FindingKind(StrEnum):
     OBJECT_MALFORMED = "key-malformed"  # a key that the format does not know
     OBJECT_UNKNOWN = "object-unregistered"  # well-formed, named by no entry: information
     BLOCK_DAMAGED = "block-damaged"
+    PRUNE_UNFINISHED = "prune-unfinished"  # an act gave it up, and it is still there: the next prune removes it
+    ACT_WRONG = "act-wrong"  # an act gives up what is still needed
+    LOCK_ENDS = "lock-ends"  # objects that must stay can soon be removed, or could for some time
+    LOCK_UNKNOWN = "lock-unknown"  # these credentials may not ask how long objects are locked
     CHAIN_BROKEN = "chain-broken"
     RECORD_INVALID = "record-invalid"
     BLOB_MISMATCH = "blob-mismatch"  # opens, but is not what its id says
@@ -76,6 +80,8 @@ HARMLESS = frozenset(
         FindingKind.ORPHANED,
         FindingKind.CONFIG_DOUBT,
         FindingKind.OBJECT_UNKNOWN,
+        FindingKind.PRUNE_UNFINISHED,
+        FindingKind.LOCK_UNKNOWN,
         FindingKind.OWNER_KEPT,
         FindingKind.ATTRIBUTE_KEPT,
         FindingKind.EXISTS,

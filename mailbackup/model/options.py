@@ -10,6 +10,7 @@ from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlencode
 
 from mailbackup.model.codec import Record, convert
+from mailbackup.model.retention import Policy
 
 
 class Host(Record, frozen=True, kw_only=True):
@@ -41,6 +42,7 @@ class StoreConfig(Record, frozen=True, kw_only=True):
     # a directory
     reserve: int | None = None
     quota: int | None = None
+    retention: Policy | None = None  # instead of that of [retention]
     # S3
     endpoint: str | None = None
     region: str | None = None
@@ -78,15 +80,18 @@ class StoreConfig(Record, frozen=True, kw_only=True):
 
 
 STORE_OPTIONS: dict[str, tuple[str, ...]] = {
-    "file": ("reserve", "quota"),
+    "file": ("reserve", "quota", "retention"),
     "s3": (
         *("endpoint", "region", "profile", "addressing", "ca_bundle", "storage_class", "sse", "sse_key", "tags", "lock_days", "lock_mode"),
-        *("create_only", "bandwidth", "connections", "patience"),
+        *("create_only", "bandwidth", "connections", "patience", "retention"),
     ),
-    "borg": ("passphrase_command", "borg_path", "patience"),
-    "borg+ssh": ("passphrase_command", "rsh", "remote_path", "borg_path", "patience"),
+    "borg": ("passphrase_command", "borg_path", "patience", "retention"),
+    "borg+ssh": ("passphrase_command", "rsh", "remote_path", "borg_path", "patience", "retention"),
 }
 """Kind of address → the options of `[[store]]` that mean something there."""
+
+
+_NOT_IN_URLS = ("tags", "retention")
 
 
 def store_from_url(name: str, text: str) -> StoreConfig:
@@ -97,7 +102,7 @@ def store_from_url(name: str, text: str) -> StoreConfig:
     url, _, query = text.partition("?") if not text.startswith("file:") else (text, "", "")
     options: dict[str, object] = {}
     for key, value in parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)):
-        if key not in StoreConfig.__struct_fields__[2:] or key == "tags":
+        if key not in StoreConfig.__struct_fields__[2:] or key in _NOT_IN_URLS:
             raise ValueError(f"a store has no option '{key}'")
         known = {"true": True, "false": False}.get(value.lower())
         options[key] = known if known is not None else int(value) if value.isdecimal() else value
@@ -105,9 +110,9 @@ def store_from_url(name: str, text: str) -> StoreConfig:
 
 
 def store_to_url(store: StoreConfig) -> str:
-    """A store in one line, as `store_from_url` reads it. Tags are left out: nobody needs them to read."""
+    """A store in one line, as `store_from_url` reads it. Tags and retention are left out: nobody needs them to read."""
     defaults = StoreConfig(name="", url="")
-    given = {key: getattr(store, key) for key in StoreConfig.__struct_fields__[2:] if key != "tags"}
+    given = {key: getattr(store, key) for key in StoreConfig.__struct_fields__[2:] if key not in _NOT_IN_URLS}
     options = [
         (key, str(value).lower() if isinstance(value, bool) else str(value))
         for key, value in given.items()
@@ -149,6 +154,16 @@ class BackupConfig(Record, frozen=True, kw_only=True):
     workers: Literal["auto"] | int = "auto"
 
 
+class RetentionConfig(Policy, frozen=True, kw_only=True):
+    """`[retention]`: what `prune` keeps, and where it stops for a human. `max_share` is a share, 0 to 1."""
+
+    grace_days: int = 7
+    max_share: float = 0.2
+    audit_days: int = 35
+    silence_days: int = 7
+    key_file: str | None = None
+
+
 class NotifyConfig(Record, frozen=True, kw_only=True):
     """`[notify]`. `ping` is a secret: whoever knows it can pretend that all is well."""
 
@@ -174,6 +189,7 @@ class Config(
     directories: tuple[DirectoryConfig, ...] = ()
     systems: SystemsConfig = SystemsConfig()
     backup: BackupConfig = BackupConfig()
+    retention: RetentionConfig = RetentionConfig()
     notify: NotifyConfig = NotifyConfig()
 
 
@@ -196,6 +212,7 @@ WORDS: dict[type[Record], dict[str, str]] = {
         "url": "Its address: file:///absolute/path, s3://bucket/folder, borg:///absolute/path or borg+ssh://user@host:port/./path.",
         "reserve": "file: bytes of free space that are never used. The default is 5 % of the file system, at most 5 GiB. | 5368709120",
         "quota": "file: bytes that the store may hold. | 1099511627776",
+        "retention": "What `mailbackup prune` keeps here, instead of what [retention] says. | { daily = 14, monthly = 36 }",
         "endpoint": 'S3: address of the service, unless it is AWS. | "https://s3.example.net"',
         "region": 'S3: region. | "eu-central-1"',
         "profile": 'S3: profile in ~/.aws/credentials; the default is what the environment says. | "mailbackup"',
@@ -240,6 +257,22 @@ WORDS: dict[type[Record], dict[str, str]] = {
         "max_shrink": "When more than this share of a source has vanished, its previous state is kept until you say --accept-shrink.",
         "rescan_days": "Every file is looked at again after so many days, even where nothing seems to have changed. 0 = in every run.",
         "workers": 'Processes that seal: a number, or "auto".',
+    },
+    RetentionConfig: {
+        "": "# What `mailbackup prune` keeps: a snapshot that any rule keeps stays. Nothing is set here, nothing goes.",
+        "last": "The newest so many snapshots.",
+        "hourly": "One for each of the newest so many hours that have one; and so on.",
+        "daily": "Days. | 14",
+        "weekly": "Weeks, from Monday. | 8",
+        "monthly": "Months. | 12",
+        "yearly": "Years. | 3",
+        "within": 'Everything that is not older than this, counted back from the newest snapshot. | "30d"',
+        "timezone": 'Where days begin; the default is UTC. | "Europe/Berlin"',
+        "grace_days": "Days in which everything can be taken back ('mailbackup undelete'); at least 7.",
+        "max_share": "When more than this share of the live bytes would go, a human has to say so.",
+        "audit_days": "A keyed audit ('mailbackup verify --decrypt') must not be older, while something waits for it.",
+        "silence_days": "Without a new snapshot for so many days, nothing goes.",
+        "key_file": 'The signing key of the machine that prunes (mailbackup key new). | "/etc/mailbackup/prune.key"',
     },
     NotifyConfig: {
         "": "# Who hears of the jobs.",

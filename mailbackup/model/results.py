@@ -325,3 +325,115 @@ class DiffResult(Record, frozen=True, kw_only=True):
     sources: tuple[DiffSource, ...]
     files: tuple[DiffFile, ...]
     fetched: Fetched
+
+
+class SnapshotReason(Record, frozen=True, kw_only=True):
+    """What becomes of one snapshot in one store, and why."""
+
+    store: str
+    seq: int
+    time: str
+    keep: bool
+    reasons: tuple[str, ...]
+
+
+class PrunedStore(Record, frozen=True, kw_only=True):
+    """One store after (or, planned, before) pruning. Sizes in bytes.
+
+    `dropped` snapshots can be taken back until the grace period ends; `gone` ones cannot. `waiting` bytes wait for a keyed audit, `held` ones for a grace
+    period or are needed by a snapshot that is kept. `locked` objects are tried again by each run. `guards` are what a human has to look at first.
+    """
+
+    name: str
+    outcome: Literal["pruned", "planned", "refused", "failed"]
+    kept: int = 0
+    dropped: tuple[int, ...] = ()
+    gone: tuple[int, ...] = ()
+    packs: int = 0
+    deleted: int = 0
+    freed_bytes: int = 0
+    locked: int = 0
+    extended: int = 0
+    waiting: int = 0
+    held: int = 0
+    live: int = 0
+    guards: tuple[str, ...] = ()
+    detail: str = ""
+    hint: str = ""
+
+
+class PruneResult(Record, frozen=True, kw_only=True):
+    """`prune`: `kept` and `removed` snapshots (that are dropped from now on), and bytes that were freed, over all stores."""
+
+    outcome: Literal["pruned", "planned", "refused", "failed"]
+    kept: int
+    removed: int
+    freed_bytes: int
+    seconds: float
+    reasons: tuple[SnapshotReason, ...] = ()
+    stores: tuple[PrunedStore, ...] = ()
+
+
+class ActResult(Record, frozen=True, kw_only=True):
+    """`pin`, `undelete`, `ack`: the number of the act in each store that took it."""
+
+    acts: dict[str, int]
+    snapshots: tuple[int, ...] = ()
+    guards: tuple[str, ...] = ()
+
+
+class GrowthRow(Record, frozen=True, kw_only=True):
+    """What a period (`2026-11-24`, `2026-W48` or `2026-11`, UTC, by the writer's clock) added to a store, in bytes of packs.
+
+    `freed` is what acts of the period let be deleted; `total` is what the store held in packs at its end.
+    """
+
+    period: str
+    snapshots: int
+    packs: int
+    added: int
+    freed: int
+    total: int
+
+
+class StoreStats(Record, frozen=True, kw_only=True):
+    """What the ledger and the acts say of a store; nothing was counted in the store itself.
+
+    `bytes` of `packs` are there: `live` ones, with a block that the newest snapshot needs or may need, and `dead` ones, which older snapshots
+    need or which wait for `prune`. `stopped` (about) of the live bytes are blocks that died in packs that live. `freed` were deleted, `absent` never came.
+    `records` are bytes of the ledger, its lists and the snapshot objects, `dropped` snapshots are not kept any more.
+    """
+
+    name: str
+    head: int
+    snapshots: int
+    dropped: int
+    pinned: int
+    acts: int
+    packs: int
+    bytes: int
+    live: int
+    stopped: int
+    dead: int
+    freed: int
+    absent: int
+    records: int
+    growth: tuple[GrowthRow, ...]
+
+
+class Gains(Record, frozen=True, kw_only=True):
+    """What deduplication and compression gain: `bytes` of snapshot `seq` as its owners see them, for each byte that lives in the store."""
+
+    seq: int
+    bytes: int
+    live: int
+    ratio: float | None
+
+
+class StatsResult(Record, frozen=True, kw_only=True):
+    """`stats`. `mailboxes` (the largest first) and `gains` of the newest snapshot, with `--mailboxes`."""
+
+    stores: tuple[StoreStats, ...]
+    mailboxes: tuple[MailboxLine, ...] = ()
+    gains: Gains | None = None
+    findings: tuple[Finding, ...] = ()

@@ -116,7 +116,8 @@ class _Mail:
             if ref.blob not in shared:
                 table = self._reader.record(ref, MailboxTable, "mailbox table")
                 found.update({mailbox.key: (mailbox, resolve(table.blocks, mailbox.tree)) for mailbox in table.mailboxes})
-        return found
+        erased, anchors = self._reader.erased, self._reader.anchors
+        return {key: mailbox for key, mailbox in found.items() if erased.of(anchors, key, of.seq) is None}
 
     def _changes(self, old: _Mailbox | None, new: _Mailbox | None) -> _Changes:
         if old and new and old[1].blob == new[1].blob:

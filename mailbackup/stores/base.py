@@ -22,12 +22,17 @@ class StoreTraits:
     durable_after_put: bool  # an object is durable, and visible to others, once put has returned; else once `flush` has
     trusted_time: bool = False  # stat().time is the store's, not the writer's
     versions: bool = False  # what is replaced or deleted stays behind, see `Store.uncover`
-    object_lock: bool = False  # objects cannot be removed before a date
+    object_lock: bool = False  # objects cannot be removed before a date, see `Store.locked_until`
+    lock_days: int = 0  # for how long a new object is locked
     delete_granularity: Literal["object", "compaction"] = (
         "object"  # a deleted object frees its bytes, or somebody who compacts the store does
     )
     parallel: int = 1  # requests at once that pay off
     request_cost: int = 0  # bytes that come in the time that a further request takes
+
+
+Shadow = Literal["replaced", "hidden", "lost"]
+"""What somebody did to an object: another version in front of it, a delete marker in front of it, a marker with nothing behind it any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +103,33 @@ class Store(Protocol):
     def prefixes(self, prefix: str) -> tuple[str, ...]:
         """The distinct next path components below `prefix` that hold objects (`ledger/` → `ledger/0000000000/`), sorted."""
 
+    def now(self) -> float:
+        """Seconds since 1970 by the clock that gives objects their times: the store's own where the trait `trusted_time` holds."""
+
     def uncover(self, key: ObjectKey) -> bool:
         """Look behind what may hide or replace an object: called by a reader to whom `key` is missing, or is not what it should be.
 
         From now on this store reads the oldest version of `key` that it has not shown yet. Objects are written once, so the oldest is the
         genuine one, and a newer one or a delete marker is what somebody did to it. False when there is none, as in a store without versions.
         Listings of a store with versions show each key once, with the oldest version, also one that a marker hides.
+        """
+
+    def shadows(self, prefix: str = "") -> Iterator[tuple[str, Shadow]]:
+        """The objects below `prefix` that somebody replaced or hid, in the order of their keys: more than one version, or a delete marker.
+
+        Nothing in a store without versions. Costs a listing.
+        """
+
+    def locked_until(self, key: ObjectKey) -> float | None:
+        """The date (seconds since 1970) before which the genuine (oldest) version of an object cannot be removed, None when nothing holds it.
+
+        None in a store without `object_lock`. Raises ObjectMissing when absent, StoreRefused when these credentials may not ask.
+        """
+
+    def lock_until(self, key: ObjectKey, time: float) -> None:
+        """Have that version held until `time` at least; a lock that lasts longer stays as it is. Nothing happens in a store without `object_lock`.
+
+        Raises ObjectMissing, and StoreRefused when these credentials may not.
         """
 
     def delete(self, key: ObjectKey) -> None:

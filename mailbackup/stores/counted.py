@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from mailbackup.model.ids import ObjectKey
-from mailbackup.stores.base import ObjectStat, ObjectWriter, Store, StoreTraits
+from mailbackup.stores.base import ObjectStat, ObjectWriter, Shadow, Store, StoreTraits
 
 
 class CountedStore:
@@ -84,10 +84,29 @@ class CountedStore:
         """No request of its own: it was counted when it was put."""
         self._inner.flush()
 
+    def now(self) -> float:
+        """As the inner one's."""
+        return self._inner.now()
+
     def uncover(self, key: ObjectKey) -> bool:
         """One request."""
         self._count()
         return self._inner.uncover(key)
+
+    def shadows(self, prefix: str = "") -> Iterator[tuple[str, Shadow]]:
+        """One request."""
+        self._count()
+        yield from self._inner.shadows(prefix)
+
+    def locked_until(self, key: ObjectKey) -> float | None:
+        """One request."""
+        self._count()
+        return self._inner.locked_until(key)
+
+    def lock_until(self, key: ObjectKey, time: float) -> None:
+        """One request."""
+        self._count()
+        self._inner.lock_until(key, time)
 
     def delete(self, key: ObjectKey) -> None:
         """One request."""

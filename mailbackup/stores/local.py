@@ -33,7 +33,7 @@ from dataclasses import replace
 from mailbackup.errors import MailbackupError, ObjectDamaged, StoreUnavailable
 from mailbackup.host import publish_new, sync_folder, translated, write_all
 from mailbackup.model.ids import ObjectKey
-from mailbackup.stores.base import ObjectStat, ObjectWriter, StoreTraits
+from mailbackup.stores.base import ObjectStat, ObjectWriter, Shadow, StoreTraits
 from mailbackup.stores.checks import checked_key, checked_range, key_exists, missing, too_long, too_short
 from mailbackup.stores.local_publish import can_create_only, publish_looked
 from mailbackup.stores.local_room import Room
@@ -129,9 +129,24 @@ class LocalStore:
     def flush(self) -> None:
         """See `Store.flush`: every put was durable."""
 
+    def now(self) -> float:
+        """The clock of this host."""
+        return time.time()
+
     def uncover(self, key: ObjectKey) -> bool:
         """See `Store.uncover`: there are no versions."""
         return False
+
+    def shadows(self, prefix: str = "") -> Iterator[tuple[str, Shadow]]:
+        """See `Store.shadows`: there are no versions."""
+        return iter(())
+
+    def locked_until(self, key: ObjectKey) -> float | None:
+        """See `Store.locked_until`: there are no locks."""
+        return None
+
+    def lock_until(self, key: ObjectKey, time: float) -> None:
+        """See `Store.lock_until`: there are no locks."""
 
     def delete(self, key: ObjectKey) -> None:
         """See `Store.delete`. Not flushed: a deletion that a power cut undoes leaves a dead pack, which the next prune removes."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from mailbackup.model.ids import ObjectKey
-from mailbackup.stores.base import ObjectStat, ObjectWriter, StoreTraits
+from mailbackup.stores.base import ObjectStat, ObjectWriter, Shadow, StoreTraits
 from mailbackup.stores.checks import checked_key, checked_range, key_exists, missing, next_component, too_long, too_short
 
 
@@ -84,9 +84,24 @@ class MemoryStore:
     def flush(self) -> None:
         """See `Store.flush`: every put was durable."""
 
+    def now(self) -> float:
+        """The clock of this host."""
+        return time.time()
+
     def uncover(self, key: ObjectKey) -> bool:
         """See `Store.uncover`: there are no versions."""
         return False
+
+    def shadows(self, prefix: str = "") -> Iterator[tuple[str, Shadow]]:
+        """See `Store.shadows`: there are no versions."""
+        return iter(())
+
+    def locked_until(self, key: ObjectKey) -> float | None:
+        """See `Store.locked_until`: there are no locks."""
+        return None
+
+    def lock_until(self, key: ObjectKey, time: float) -> None:
+        """See `Store.lock_until`: there are no locks."""
 
     def delete(self, key: ObjectKey) -> None:
         """See `Store.delete`."""

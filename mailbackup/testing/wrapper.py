@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from mailbackup.model.ids import ObjectKey
-from mailbackup.stores.base import ObjectStat, ObjectWriter, Store
+from mailbackup.stores.base import ObjectStat, ObjectWriter, Shadow, Store
 
 
 class Wrapper:
@@ -79,10 +79,30 @@ class Wrapper:
         with self.around("flush", ""):
             self.inner.flush()
 
+    def now(self) -> float:
+        """See `Store.now`."""
+        return self.inner.now()
+
     def uncover(self, key: ObjectKey) -> bool:
         """See `Store.uncover`."""
         with self.around("uncover", key):
             return self.inner.uncover(key)
+
+    def shadows(self, prefix: str = "") -> Iterator[tuple[str, Shadow]]:
+        """See `Store.shadows`."""
+        with self.around("shadows", prefix):
+            found = list(self.inner.shadows(prefix))
+        yield from found
+
+    def locked_until(self, key: ObjectKey) -> float | None:
+        """See `Store.locked_until`."""
+        with self.around("locked_until", key):
+            return self.inner.locked_until(key)
+
+    def lock_until(self, key: ObjectKey, time: float) -> None:
+        """See `Store.lock_until`."""
+        with self.around("lock_until", key):
+            self.inner.lock_until(key, time)
 
     def delete(self, key: ObjectKey) -> None:
         """See `Store.delete`."""

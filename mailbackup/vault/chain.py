@@ -7,8 +7,10 @@ to get an entry.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import itertools
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -205,19 +207,55 @@ def read_raw(store: Store, seq: int) -> bytes:
 
 
 def walk(store: Store, anchors: Anchors, trust: Trust, *, last: int, after: tuple[int, Digest] | None = None) -> Iterator[Link]:
-    """The entries behind `after` (None = from the first) up to `last`, each checked; `trust` learns on the way. Raises ChainBroken."""
+    """The entries behind `after` (None = from the first) up to `last`, each checked; `trust` learns on the way. Raises ChainBroken.
+
+    Entries are fetched ahead, as many at once as pays off in this store, and judged one after another.
+    """
     seq, prev = after if after is not None else (0, None)
-    while seq < last:
-        seq += 1
-        link = uncovered(store, entry_key(seq), partial(_next, store, seq, prev, trust, anchors))
-        if link.entry.type == "trust":
-            trust.learn(link.entry, link.raw)
-        prev = link.sha256
-        yield link
+    with contextlib.closing(_ahead(store, seq + 1, last)) as fetched:
+        for fetch in fetched:
+            seq += 1
+            link = uncovered(store, entry_key(seq), partial(_next, fetch, seq, prev, trust, anchors))
+            if link.entry.type == "trust":
+                trust.learn(link.entry, link.raw)
+            prev = link.sha256
+            yield link
 
 
-def _next(store: Store, seq: int, prev: Digest | None, trust: Trust, anchors: Anchors) -> Link:
-    return check_entry(read_raw(store, seq), seq, prev, trust, anchors)
+def _next(fetch: Callable[[], bytes], seq: int, prev: Digest | None, trust: Trust, anchors: Anchors) -> Link:
+    return check_entry(fetch(), seq, prev, trust, anchors)
+
+
+Fetch = Callable[[], bytes]
+"""The bytes of an entry: the first call gives (or raises) what was fetched ahead, each further one asks the store."""
+
+
+def _ahead(store: Store, first: int, last: int) -> Generator[Fetch, None, None]:
+    """How to get each of the entries from `first` to `last`, in order. At most twice as many wait as are fetched at once."""
+    if store.traits.parallel < 2 or last <= first:
+        yield from (partial(read_raw, store, seq) for seq in range(first, last + 1))
+        return
+    numbers = iter(range(first, last + 1))
+    with ThreadPoolExecutor(min(store.traits.parallel, last + 1 - first), "ledger") as pool:
+        waiting = deque((seq, pool.submit(read_raw, store, seq)) for seq in itertools.islice(numbers, 2 * store.traits.parallel))
+        try:
+            while waiting:
+                seq, future = waiting.popleft()
+                yield _once(future, store, seq)
+                waiting.extend((seq, pool.submit(read_raw, store, seq)) for seq in itertools.islice(numbers, 1))
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _once(future: Future[bytes], store: Store, seq: int) -> Fetch:
+    """What was fetched ahead, once: a version that was uncovered since is not what it holds."""
+    tries = iter([future.result])
+
+    def fetch() -> bytes:
+        return next(tries, partial(read_raw, store, seq))()
+
+    return fetch
 
 
 def page_trust(store: Store, seq: int, anchors: Anchors, known: Known | None = None) -> Trust:

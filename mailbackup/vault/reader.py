@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 from mailbackup.content.block import open_block
@@ -34,6 +35,7 @@ from mailbackup.vault.blocks import BlockReader, BlockStream
 from mailbackup.vault.chain import Link, backwards, check_head, check_vault_info, entry_at, find_head, named
 from mailbackup.vault.epochs import KEY_LIMIT, EpochOpener
 from mailbackup.vault.nearest import Nearest
+from mailbackup.vault.tombstones import Tombstones
 from mailbackup.vault.trees import decode_flags, decode_segment, owner_of, resolve
 
 T = TypeVar("T")
@@ -221,6 +223,22 @@ class VaultReader:
         return codec.decode(self.blocks.record(ref), kind, what)
 
     def mailboxes(self, snapshot: Snapshot, keys: Iterable[str] | None = None) -> Iterator[tuple[MailboxRow, BlobRef]]:
+        """`table` without the mailboxes that were erased since."""
+        return ((row, ref) for row, ref in self.table(snapshot, keys) if self.erased.of(self.anchors, row.key, snapshot.seq) is None)
+
+    @cached_property
+    def erased(self) -> Tombstones:
+        """The mailboxes that were erased, by the acts of the stores whose ledgers are read."""
+        found = Tombstones()
+        for store, _ in self._ledgers:
+            try:
+                found.learn(store, self.anchors_of(store))
+            except StoreError:
+                if not self.stores.several:
+                    raise  # else whatever is read from it fails as well
+        return found
+
+    def table(self, snapshot: Snapshot, keys: Iterable[str] | None = None) -> Iterator[tuple[MailboxRow, BlobRef]]:
         """The rows of the mailbox table, with the place of each tree; with `keys`, only segments that can hold them are read."""
         root = snapshot.root
         wanted = None if keys is None else set(keys)
@@ -234,7 +252,11 @@ class VaultReader:
 
     def mailbox(self, snapshot: Snapshot, address: str, location: str | None = None) -> tuple[MailboxRow, MailboxTree]:
         """The mailbox of an address (or with this key). Raises NotFound, also when several have it and no location tells which."""
-        rows = [(row, ref) for row, ref in self.mailboxes(snapshot) if _means(row, address) and location in (None, row.location)]
+        found = [(row, ref) for row, ref in self.table(snapshot) if _means(row, address) and location in (None, row.location)]
+        erased = [self.erased.of(self.anchors, row.key, snapshot.seq) for row, _ in found]
+        rows = [pair for pair, act in zip(found, erased, strict=True) if act is None]
+        if found and not rows and erased[0] is not None:
+            raise NotFound(f"{address} was erased on {erased[0].time[:10]}, act {erased[0].seq}", hint="What was erased is not restored.")
         if not rows:
             raise NotFound(
                 f"snapshot {snapshot.seq} has no mailbox {address}" + (f" in location {location}" if location else ""),

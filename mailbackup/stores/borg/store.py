@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -16,7 +17,7 @@ from mailbackup.errors import MailbackupError, ObjectDamaged, ObjectMissing, Sto
 from mailbackup.host import scratch_directory, translated
 from mailbackup.model.ids import ObjectKey
 from mailbackup.model.options import StoreConfig
-from mailbackup.stores.base import ObjectStat, ObjectWriter, Store, StoreTraits
+from mailbackup.stores.base import ObjectStat, ObjectWriter, Shadow, Store, StoreTraits
 from mailbackup.stores.borg.answers import NO_REPOSITORY, REPOSITORY_EXISTS, Answered
 from mailbackup.stores.borg.catalogue import Archive, Catalogue, files_of
 from mailbackup.stores.borg.command import Borg
@@ -162,9 +163,24 @@ class BorgStore:
         found = {next_component(key, prefix) for key in self._all()}
         return tuple(sorted(component for component in found if component is not None))
 
+    def now(self) -> float:
+        """The clock of this host."""
+        return time.time()
+
     def uncover(self, key: ObjectKey) -> bool:
         """See `Store.uncover`: what an append-only repository still holds of its past, only its owner can bring back."""
         return False
+
+    def shadows(self, prefix: str = "") -> Iterator[tuple[str, Shadow]]:
+        """See `Store.shadows`: there are no versions."""
+        return iter(())
+
+    def locked_until(self, key: ObjectKey) -> float | None:
+        """See `Store.locked_until`: there are no locks."""
+        return None
+
+    def lock_until(self, key: ObjectKey, time: float) -> None:
+        """See `Store.lock_until`: there are no locks."""
 
     def files(self) -> dict[str, int]:
         """Key and bytes of what the archives really hold, each archive listed: what their comments say is not believed."""

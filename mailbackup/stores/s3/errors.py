@@ -118,6 +118,9 @@ STATUS: dict[int, str] = {
 MAY_NOT = frozenset({"AccessDenied", "Forbidden", "UnauthorizedAccess", "NotImplemented", "MethodNotAllowed", "403", "405", "501"})
 """Codes by which a service says that it knows who asks and does not answer this: there may be another way to find out."""
 
+NO_LOCK = frozenset({"NoSuchObjectLockConfiguration", "ObjectLockConfigurationNotFoundError"})
+"""Codes by which a service says that a version has no lock."""
+
 _AGAIN = (
     *(boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError, boto.ResponseStreamingError, boto.ReadTimeoutError),
     *(boto.ConnectTimeoutError, boto.ProxyConnectionError, HTTPError, ConnectionError, TimeoutError),

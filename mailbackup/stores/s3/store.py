@@ -18,22 +18,22 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
 from mailbackup.errors import KeyExists, MailbackupError, ObjectDamaged, ObjectMissing, StoreRefused, StoreUnavailable
 from mailbackup.model.ids import ObjectKey
 from mailbackup.model.options import StoreConfig
-from mailbackup.stores.base import ObjectStat, ObjectWriter, StoreTraits
-from mailbackup.stores.checks import checked_key, checked_range, key_exists, too_long, too_short
+from mailbackup.stores.base import ObjectStat, ObjectWriter, Shadow, StoreTraits
+from mailbackup.stores.checks import checked_key, checked_range, key_exists, missing, too_long, too_short
 from mailbackup.stores.retry import Patience, Tries
 from mailbackup.stores.s3.address import Address
 from mailbackup.stores.s3.client import Client
-from mailbackup.stores.s3.errors import LOCK
+from mailbackup.stores.s3.errors import LOCK, NO_LOCK, Refusal
 from mailbackup.stores.s3.payload import Payload
 from mailbackup.stores.s3.reading import Reading, part_of
-from mailbackup.stores.s3.versions import Chosen, Version, by_name, versions_of
+from mailbackup.stores.s3.versions import Chosen, Version, by_name, oldest_first, shadow_of, versions_of
 from mailbackup.stores.s3.writer import Writer
 
 _ONCE_FOR_EVER = ("ledger/", "acts/", "vault.json")  # names that must never get a second meaning
@@ -89,6 +89,7 @@ class S3Store:
             trusted_time=True,
             versions=versions,
             object_lock=self._place.lock_days > 0,
+            lock_days=self._place.lock_days,
             parallel=self._place.connections,
             request_cost=REQUEST_COST,
         )
@@ -364,10 +365,65 @@ class S3Store:
 
     # ------------------------------------------------------------ versions, deleting
 
+    def now(self) -> float:
+        """See `Store.now`: the clock of the service, as its last answer told it."""
+        return self._client.now().timestamp()
+
     def uncover(self, key: ObjectKey) -> bool:
         """See `Store.uncover`."""
         checked_key(key)
         return self._lists_versions and self._chosen.uncover(self._address.name(key), self._versions(key))
+
+    def shadows(self, prefix: str = "") -> Iterator[tuple[str, Shadow]]:
+        """See `Store.shadows`. Nothing where these credentials may not list versions."""
+        if not self._lists_versions or not _possible(prefix):
+            return
+        start = len(self._address.folder)
+        for name, found in by_name(self._found(self._address.name(prefix))):
+            shadow = shadow_of(found)
+            if shadow is not None and len(name) > start:
+                yield name[start:], shadow
+
+    def locked_until(self, key: ObjectKey) -> float | None:
+        """See `Store.locked_until`. Two requests: what is current may be what somebody put in front, with a lock of its own."""
+        if not self.traits.object_lock:
+            return None
+        held = self._retention(key, self._genuine(key))
+        return None if held is None else held[1].timestamp()
+
+    def lock_until(self, key: ObjectKey, time: float) -> None:
+        """See `Store.lock_until`. Three requests, two where nothing is to be done. A lock in compliance mode stays in that mode."""
+        if not self.traits.object_lock:
+            return
+        name, until = self._genuine(key), datetime.fromtimestamp(time, UTC)
+        mode, held = self._retention(key, name) or ("", None)
+        if held is not None and held >= until:
+            return
+        wanted = "COMPLIANCE" if mode == "COMPLIANCE" else self._place.lock_mode.upper()
+        retention = {"Mode": wanted, "RetainUntilDate": until}
+        self._patience.run(lambda _: self._client.call("put_object_retention", f"lock {key}", key, **name, Retention=retention))
+
+    def _genuine(self, key: ObjectKey) -> dict[str, str]:
+        """The oldest version of an object by its name and id. Raises ObjectMissing."""
+        name = self._address.name(checked_key(key))
+        if not self._lists_versions:
+            return {"Key": name}
+        versions = oldest_first(self._versions(key))
+        if not versions:
+            raise missing(key, self.name)
+        return {"Key": name, "VersionId": versions[0].id} if versions[0].id else {"Key": name}
+
+    def _retention(self, key: str, name: dict[str, str]) -> tuple[str, datetime] | None:
+        """Mode and date of the lock of a version."""
+        try:
+            answer = self._patience.run(lambda _: self._client.call("get_object_retention", f"ask for the lock of {key}", **name))
+        except StoreRefused as refusal:
+            if isinstance(refusal.__cause__, Refusal) and refusal.__cause__.code in NO_LOCK:
+                return None
+            raise
+        found = answer.get("Retention", {})
+        until: datetime | None = found.get("RetainUntilDate")
+        return None if until is None else (str(found.get("Mode", "")), until)
 
     def delete(self, key: ObjectKey) -> None:
         """See `Store.delete`: every version by its id, the newest first, so that what is left of a cut deletion is the genuine object. A marker

@@ -15,6 +15,8 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
+from mailbackup.stores.base import Shadow
+
 
 @dataclass(frozen=True, slots=True)
 class Version:
@@ -49,6 +51,16 @@ def by_name(versions: Iterator[Version]) -> Iterator[tuple[str, tuple[Version, .
 def oldest_first(found: Sequence[Version]) -> list[Version]:
     """The real versions. Services list the newest first."""
     return [version for version in reversed(found) if not version.marker]
+
+
+def shadow_of(found: Sequence[Version]) -> Shadow | None:
+    """What somebody did to an object that has these versions and markers; None when nothing."""
+    genuine = oldest_first(found)
+    if not genuine:
+        return "lost" if found else None
+    if any(version.marker for version in found):
+        return "hidden"
+    return "replaced" if len(genuine) > 1 else None
 
 
 class Chosen:

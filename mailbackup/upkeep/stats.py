@@ -1,0 +1,128 @@
+"""How a store grows, from what is public: ledger and acts. No key is needed, and nothing is counted in the store itself."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+
+from mailbackup.errors import ChainBroken
+from mailbackup.model.ids import PackId
+from mailbackup.model.ledger import Anchors, LedgerEntry
+from mailbackup.model.results import Gains, GrowthRow, StoreStats
+from mailbackup.stores.base import Store
+from mailbackup.upkeep.acts import Book, read_book
+from mailbackup.upkeep.page import live_registry
+from mailbackup.upkeep.registry import Registry
+from mailbackup.vault.chain import Link, Trust, check_head, find_head, walk
+
+Period = Literal["day", "week", "month"]
+
+
+@dataclass(slots=True)
+class _Grown:
+    """What one period brought."""
+
+    snapshots: int = 0
+    packs: int = 0
+    added: int = 0
+    freed: int = 0
+
+
+@dataclass(slots=True)
+class _Life:
+    """What all entries come to."""
+
+    by: Period
+    absent: set[PackId]  # what never came here did not grow this store
+    sizes: dict[PackId, int] = field(default_factory=dict)
+    snapshots: int = 0
+    records: int = 0
+    periods: defaultdict[str, _Grown] = field(default_factory=lambda: defaultdict(_Grown))
+
+    def learn(self, link: Link) -> None:
+        entry, grown = link.entry, self.periods[period_of(link.entry.time, self.by)]
+        is_snapshot = entry.type == "snapshot"
+        self.snapshots += is_snapshot
+        self.records += len(link.raw) + _objects(entry)
+        self.sizes |= {pack.id: pack.size for pack in entry.packs}
+        grown.snapshots += is_snapshot
+        came = [pack.size for pack in entry.packs if pack.id not in self.absent]
+        grown.packs += len(came)
+        grown.added += sum(came)
+
+
+def store_stats(store: Store, anchors: Anchors, by: Period = "month") -> StoreStats:
+    """Size and growth of a store. Reads the whole ledger, the last live set and the acts; periods in which nothing happened have no row.
+
+    Raises ChainBroken, DamageError and what the store raises.
+    """
+    live = live_registry(store, anchors)  # first: whatever comes after it lives
+    book, head = read_book(store, anchors), find_head(store)
+    life = _Life(by, book.absent)
+    check_head(head, anchors)
+    if head == 0:
+        raise ChainBroken("the vault has no ledger")
+    for link in walk(store, anchors, Trust(anchors.admin), last=head):
+        life.learn(link)
+    _learn_freed(life, book)
+    here = {pack: size for pack, size in life.sizes.items() if pack not in book.missing}
+    living = sum(size for pack, size in here.items() if pack in live.packs)
+    return StoreStats(
+        name=store.name, head=head, snapshots=life.snapshots, dropped=len(book.dropped), pinned=len(book.pinned), acts=len(book.acts),
+        packs=len(here), bytes=sum(here.values()), live=living, stopped=_stopped(live, here), dead=sum(here.values()) - living,
+        freed=_sum(life, book.deleted - book.absent), absent=_sum(life, book.absent), records=life.records, growth=_growth(life),
+    )  # fmt: skip
+
+
+def gains(seq: int, logical: int, stats: StoreStats) -> Gains:
+    """What the newest snapshot's `logical` bytes take in a store. The ratio is None while nothing lives there."""
+    return Gains(seq=seq, bytes=logical, live=stats.live, ratio=round(logical / stats.live, 3) if stats.live else None)
+
+
+def period_of(time: str, by: Period) -> str:
+    """The period of a moment: `2026-11-24`, `2026-W48` or `2026-11`. They sort as they follow one another."""
+    moment = datetime.fromisoformat(time).astimezone(UTC)
+    if by == "week":
+        year, week, _ = moment.isocalendar()
+        return f"{year:04d}-W{week:02d}"
+    return f"{moment:%Y-%m-%d}" if by == "day" else f"{moment:%Y-%m}"
+
+
+def _objects(entry: LedgerEntry) -> int:
+    """Bytes of the snapshot object and the lists of an entry."""
+    lists = () if entry.lists is None else (entry.lists.stops, entry.lists.live)
+    return sum(row.size for row in (entry.snapshot, *lists) if row is not None)
+
+
+def _sum(life: _Life, packs: Iterable[PackId]) -> int:
+    """Bytes of packs; one that no entry names (an interrupted run's) has no known size, and never counted as added."""
+    return sum(life.sizes.get(pack, 0) for pack in packs)
+
+
+def _stopped(live: Registry, here: dict[PackId, int]) -> int:
+    """About how many bytes of living packs are of dead blocks. How large each block is stands in the pack's footer, so all count alike."""
+    return sum(here[pack] * row.dead // max(1, row.row.blocks) for pack, row in live.packs.items() if pack in here)
+
+
+def _learn_freed(life: _Life, book: Book) -> None:
+    """Packs went when the first act said so. A killed run's are named once more by none, and are deleted by the next."""
+    done = set(book.absent)
+    for act, _ in book.acts:
+        if act.type == "prune":
+            packs = {part.id for part in act.packs} - done
+            done |= packs
+            life.periods[period_of(act.time, life.by)].freed += _sum(life, packs)
+
+
+def _growth(life: _Life) -> tuple[GrowthRow, ...]:
+    rows, total = [], 0
+    for period in sorted(life.periods):
+        grown = life.periods[period]
+        total += grown.added - grown.freed
+        rows.append(
+            GrowthRow(period=period, snapshots=grown.snapshots, packs=grown.packs, added=grown.added, freed=grown.freed, total=total)
+        )
+    return tuple(rows)

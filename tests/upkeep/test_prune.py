@@ -1,0 +1,264 @@
+"""Pruning: what goes, what stays, what stands in the way, and what a kill leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from datetime import timedelta
+
+import pytest
+
+from mailbackup import keeping
+from mailbackup.crypto.signing import SigningKey
+from mailbackup.errors import ChainBroken, KeyProblem, NotFound, PruneRefused, StoreRefused, StoreUnavailable, UsageError
+from mailbackup.model.ids import entry_key
+from mailbackup.model.options import RetentionConfig
+from mailbackup.testing.wrapper import Wrapper
+from tests.upkeep.keeper import Keeper, clock, keeper
+
+__all__ = ["clock", "keeper"]
+
+
+def test_what_no_snapshot_needs_goes_after_the_grace_period(keeper: Keeper):
+    first = keeper.night("1")
+    second = keeper.night("2")
+    before = set(keeper.packs())
+    dropped = keeper.prune()
+    assert dropped.removed == 2
+    assert (dropped.stores[0].dropped, dropped.freed_bytes, dropped.kept) == ((first - 1, first), 0, 1)
+    assert set(keeper.packs()) == before, "the grace period has begun"
+    keeper.wait(8)
+    keeper.audited()
+    done = keeper.prune()
+    assert first in done.stores[0].gone
+    assert second not in done.stores[0].gone
+    assert done.freed_bytes > 60_000
+    assert set(keeper.packs()) < before | set(keeper.packs())
+    kept = [seq for seq in keeper.committed() if seq not in keeper.book().dropped]
+    assert kept
+    for seq in kept:
+        keeper.check_restores(seq)
+    assert keeper.prune().freed_bytes == 0, "a second run has nothing to do"
+
+
+def test_pruning_twice_signs_one_act(keeper: Keeper):
+    keeper.night("1")
+    keeper.prune()
+    keeper.prune()
+    assert len(keeper.book().acts) == 1
+
+
+def test_nothing_that_an_audit_has_not_seen_goes(keeper: Keeper):
+    keeper.night("1")
+    keeper.night("2")
+    keeper.prune()
+    keeper.wait(8)
+    with pytest.raises(PruneRefused, match="no keyed audit yet") as caught:
+        keeper.prune()
+    assert "verify --decrypt" in caught.value.hint
+    planned = keeper.prune(planned=True)
+    assert planned.stores[0].guards == ("audit",)
+    assert planned.stores[0].waiting > 60_000
+
+
+def test_the_newest_never_go(keeper: Keeper):
+    keeper.night("1")
+    keeper.retention = RetentionConfig()
+    with pytest.raises(UsageError, match="no retention"):
+        keeper.prune()
+    newest = keeper.night("2")
+    keeper.retention = RetentionConfig(last=0, yearly=1)
+    keeper.prune()
+    assert newest not in keeper.book().dropped
+    assert newest in keeper.prune(remove_last=True).stores[0].dropped or newest not in keeper.book().dropped
+
+
+def test_pins_hold_and_let_go(keeper: Keeper):
+    first = keeper.night("1")
+    keeping.pin(keeper.context, (first,), note="before the move", release=False, key_file=keeper.key_file)
+    keeper.night("2")
+    keeper.prune()
+    assert first not in keeper.book().dropped
+    keeping.pin(keeper.context, (first,), note="", release=True, key_file=keeper.key_file)
+    keeper.prune()
+    assert first in keeper.book().dropped
+
+
+def test_undelete_takes_back(keeper: Keeper):
+    first = keeper.night("1")
+    keeper.night("2")
+    keeper.prune()
+    keeping.undelete(keeper.context, (first,), key_file=keeper.key_file)
+    keeper.wait(9)
+    keeper.audited()
+    keeper.prune()
+    keeper.check_restores(first)
+    with pytest.raises(NotFound, match="was not dropped"):
+        keeping.undelete(keeper.context, (first,), key_file=keeper.key_file)
+
+
+def test_undelete_is_too_late_after_the_grace_period(keeper: Keeper):
+    first = keeper.night("1")
+    keeper.night("2")
+    keeper.prune()
+    keeper.wait(8)
+    keeper.audited()
+    keeper.prune()
+    with pytest.raises(NotFound, match="grace period is over"):
+        keeping.undelete(keeper.context, (first,), key_file=keeper.key_file)
+
+
+def test_silence_stops_it(keeper: Keeper):
+    keeper.night("1")
+    keeper.night("2")
+    keeper.clock.ahead += 86400 * 30
+    with pytest.raises(PruneRefused, match="the newest snapshot is of"):
+        keeper.prune()
+    keeping.ack(keeper.context, ("silence",), note="the server is retired", key_file=keeper.key_file)
+    keeper.prune()
+
+
+def test_a_freeze_waits_for_a_human(keeper: Keeper):
+    keeper.night("1")
+    keeper.lose_state()
+    keeper.night("2")
+    with pytest.raises(PruneRefused, match="the state was lost"):
+        keeper.prune()
+    keeping.ack(keeper.context, ("freeze",), note="the disk was replaced", key_file=keeper.key_file)
+    assert keeper.prune().removed
+
+
+def test_too_much_at_once_waits_for_a_human(keeper: Keeper):
+    keeper.night("1", size=8_000_000)
+    keeper.night("2")
+    keeper.prune()
+    keeper.wait(8)
+    keeper.audited()
+    with pytest.raises(PruneRefused, match=r"% of the .* bytes that live") as caught:
+        keeper.prune()
+    size = int(caught.value.hint.rsplit("--bytes ", 1)[1].rstrip("'."))
+    keeping.ack(keeper.context, ("share",), size=size, note="a film went", key_file=keeper.key_file)
+    assert keeper.prune().freed_bytes > 8_000_000
+
+
+def test_a_clock_that_went_back_stops_it(keeper: Keeper):
+    keeper.night("1")
+    keeper.night("2")
+    keeper.prune()
+    keeper.night("3")
+    keeper.clock.ahead -= 86400 * 2
+    with pytest.raises(PruneRefused, match="but act 1 is of"):
+        keeper.prune()
+
+
+def test_a_key_that_nobody_named(keeper: Keeper):
+    keeper.night("1")
+    stranger = SigningKey.generate()
+    with open(keeper.key_file, "w", encoding="ascii") as file:
+        file.write(stranger.seed_hex)
+    with pytest.raises(KeyProblem, match="not named for pruning") as caught:
+        keeper.prune()
+    assert f"vault trust add prune {stranger.public}" in caught.value.hint
+    with contextlib.closing(keeper.store()) as store, pytest.raises(ChainBroken, match="not signed by someone trusted"):
+        keeper.prune_store(store, stranger)
+        keeper.prune_store(store)
+
+
+def test_a_broken_chain_stops_it(keeper: Keeper):
+    keeper.night("1")
+    keeper.night("2")
+    with open(f"{keeper.vault}/{entry_key(2)}", "ab") as file:
+        file.write(b"x")
+    with pytest.raises(ChainBroken):
+        keeper.prune()
+
+
+def test_acts_of_another_store_are_refused(keeper: Keeper):
+    keeper.night("1")
+    keeper.night("2")
+    keeper.prune()
+    os.rename(f"{keeper.vault}/acts/0000000001.json", f"{keeper.root}/act")
+    keeper.prune()
+    with open(f"{keeper.root}/act", "rb") as file, open(f"{keeper.vault}/acts/0000000002.json", "wb") as other:
+        other.write(file.read())
+    with pytest.raises(ChainBroken, match="does not belong here"):
+        keeper.prune()
+
+
+class Dying(Wrapper):
+    """A store whose deletions end after some."""
+
+    left = 0
+
+    def delete(self, key):
+        if self.left == 0:
+            raise StoreUnavailable("it is gone")
+        self.left -= 1
+        super().delete(key)
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_a_killed_run_is_no_damage_and_the_next_one_ends_it(keeper: Keeper, left: int):
+    keeper.night("1")
+    keeper.night("2")
+    keeper.prune()
+    keeper.wait(8)
+    keeper.audited()
+    Dying.left = left
+    keeper.store_hook = Dying
+    with pytest.raises(StoreUnavailable):
+        keeper.prune()
+    keeper.store_hook = None
+    assert keeper.verify().outcome == "clean"
+    assert keeper.prune().stores[0].deleted
+    checked = keeper.verify(decrypt=True)
+    assert checked.outcome == "clean", checked.findings
+    keeper.backup()
+
+
+class Locked(Wrapper):
+    """A store that lets nothing go."""
+
+    def delete(self, key):
+        raise StoreRefused(f"{key} is locked until 2030-01-01")
+
+
+def test_locked_objects_are_counted_and_tried_again(keeper: Keeper):
+    keeper.night("1")
+    keeper.night("2")
+    keeper.prune()
+    keeper.wait(8)
+    keeper.audited()
+    keeper.store_hook = Locked
+    done = keeper.prune()
+    assert done.stores[0].locked > 0
+    assert done.freed_bytes == 0
+    assert keeper.prune().stores[0].locked == done.stores[0].locked
+    keeper.store_hook = None
+    assert keeper.prune().freed_bytes > 60_000
+
+
+def test_what_an_interrupted_run_left_goes_when_it_is_old(keeper: Keeper):
+    keeper.night("1")
+    stray = f"{keeper.vault}/packs/ab/ab{'0' * 30}"
+    os.makedirs(os.path.dirname(stray), exist_ok=True)
+    with open(stray, "wb") as file:
+        file.write(b"half a night")
+    keeper.prune()
+    assert os.path.exists(stray)
+    keeper.wait(8)
+    keeper.prune()
+    assert not os.path.exists(stray)
+
+
+def test_dry_run_changes_nothing_and_says_why(keeper: Keeper):
+    first = keeper.night("1")
+    second = keeper.night("2")
+    before = keeper.objects()
+    planned = keeper.prune(planned=True, key_file=None)
+    assert keeper.objects() == before
+    told = {row.seq: row for row in planned.reasons}
+    assert not told[first].keep
+    assert told[second].keep
+    assert all(row.reasons for row in told.values())
+    assert timedelta(0) is not None
