@@ -353,7 +353,10 @@ def _number_problems(backup: BackupConfig) -> Iterator[_Problem]:
     for key, value, low, high in (
         ("level", backup.level, 1, 19),
         ("max_shrink", backup.max_shrink, 0, 1),
+        ("freeze_gone", backup.freeze_gone, 0, 1),
+        ("freeze_changed", backup.freeze_changed, 0, 1),
         ("rescan_days", backup.rescan_days, 0, 3650),
+        ("gather_budget", backup.gather_budget, 0, 1 << 50),
         ("workers", 1 if backup.workers == "auto" else backup.workers, 1, 1024),
     ):
         if not low <= value <= high:

@@ -7,7 +7,8 @@ import os
 import time
 from collections.abc import Sequence
 
-from mailbackup.access import Context, Traffic, open_place, store_dir
+from mailbackup.access import Context, Traffic, open_place, store_dir, writer_key
+from mailbackup.crypto.signing import SigningKey
 from mailbackup.errors import (
     ConflictError,
     DamageError,
@@ -119,7 +120,15 @@ class Replication:
         """Copy what a store lacks. Why that failed is kept for `_outcome`."""
         assert replica.store is not None, "a store that could not be opened"
         try:
-            copied = copy(sources, replica.store, self._anchors, acts=False, stop=self._stop, on_event=self._context.on_event)
+            copied = copy(
+                sources,
+                replica.store,
+                self._anchors,
+                acts=False,
+                stop=self._stop,
+                on_event=self._context.on_event,
+                signer=_signer(self._context),
+            )
         except MailbackupError as error:
             self._said[replica.name] = error
             with contextlib.suppress(MailbackupError):
@@ -191,11 +200,20 @@ def copy_store(context: Context, *, source: str | None, target: str, stop: Stop 
             target not in remembered(context.state_path, context.anchors.vault).stores
         )  # else an unmounted disk would be filled underneath
         to = stack.enter_context(contextlib.closing(CountedStore(open_store(place, create=new, work_dir=store_dir(context, target)))))
-        done = copy(sources, to, context.anchors, acts=True, stop=stop, on_event=context.on_event)
+        done = copy(sources, to, context.anchors, acts=True, stop=stop, on_event=context.on_event, signer=_signer(context))
     return CopyResult(
         source=source or ", ".join(store.name for store in sources), target=target, head=done.head, copied_objects=done.objects, copied_bytes=done.bytes,
-        left_out=len(done.left_out), requests=to.requests + sum(store.requests for store in sources), seconds=round(time.monotonic() - began, 3),
+        left_out=len(done.left_out) + len(done.without), requests=to.requests + sum(store.requests for store in sources),
+        seconds=round(time.monotonic() - began, 3),
     )  # fmt: skip
+
+
+def _signer(context: Context) -> SigningKey | None:
+    """The key that may say what a store never got: the writer's, on its host."""
+    try:
+        return writer_key(context)
+    except KeyProblem:
+        return None
 
 
 def _sources(context: Context, names: list[str], stack: contextlib.ExitStack) -> list[CountedStore]:

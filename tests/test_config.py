@@ -118,7 +118,11 @@ BAD = [
     (GOOD + "\n[backupp]", "x: unknown key 'backupp'", "Did you mean 'backup'?"),
     (edit("url =", "ulr ="), "x: unknown key 'ulr' in [store[0]]", "Did you mean 'url'?"),
     (edit('path = "/etc"', 'path = "/etc"\nexcludes = []'), "x: unknown key 'excludes' in [directory[0]]", "Did you mean 'exclude'?"),
-    (GOOD + "\n[backup]\nqqq = 1", "x: unknown key 'qqq' in [backup]", "Known here: level, max_shrink, rescan_days, workers."),
+    (
+        GOOD + "\n[backup]\nqqq = 1",
+        "x: unknown key 'qqq' in [backup]",
+        "Known here: level, max_shrink, freeze_gone, freeze_changed, rescan_days, gather_budget, workers.",
+    ),
     (edit("[host]", "[stores]\n[host]"), "x: unknown key 'stores'", "Did you mean 'store'?"),
     # what a later version will know
     (GOOD + "\n[retention]\ndaily = -1", "x: retention: daily = -1: must not be negative", "See docs/guides/retention.md."),
@@ -196,7 +200,17 @@ BAD = [
     (edit('url = "file', 'reserve = -1\nurl = "file'), "x: store[0].reserve: -1 is not between 0 and ", None),
     *(
         (f"{GOOD}\n[backup]\n{line}", f"x: backup.{line.partition(' ')[0]}: {line.rpartition(' ')[2]} is not between ", None)
-        for line in ("level = 0", "level = 20", "max_shrink = 1.5", "max_shrink = nan", "rescan_days = -1", "workers = 0")
+        for line in (
+            "level = 0",
+            "level = 20",
+            "max_shrink = 1.5",
+            "max_shrink = nan",
+            "freeze_gone = 2",
+            "freeze_changed = -0.1",
+            "rescan_days = -1",
+            "gather_budget = -1",
+            "workers = 0",
+        )
     ),
 ]
 

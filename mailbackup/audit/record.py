@@ -11,7 +11,7 @@ from mailbackup.model.finding import Finding
 from mailbackup.model.ids import Digest
 from mailbackup.model.ledger import Anchors
 from mailbackup.stores.base import Store
-from mailbackup.upkeep.acts import Book, add_audit
+from mailbackup.upkeep.acts import add_audit
 from mailbackup.upkeep.registry import Registry
 from mailbackup.vault.chain import trust_within
 
@@ -24,15 +24,15 @@ class Recorded(NamedTuple):
 
 
 def record_audit(
-    store: Store, anchors: Anchors, signers: Sequence[SigningKey], *, registry: Registry, head: tuple[int, Digest] | None, book: Book,
-    audited: Audited, findings: Sequence[Finding],
+    store: Store, anchors: Anchors, signers: Sequence[SigningKey], *, registry: Registry, head: tuple[int, Digest] | None, audited: Audited,
+    findings: Sequence[Finding],
 ) -> Recorded:  # fmt: skip
     """Record that everything up to `head` was audited, if that is so and one of `signers` may say it.
 
     `registry` and `head` are of the walk over the ledger that the audit was compared with, `findings` everything that was found in this store.
     Raises ChainBroken, ConflictError and what the store raises.
     """
-    why = _why_not(registry, head, book, audited, findings)
+    why = _why_not(registry, head, audited, findings)
     if why or head is None:
         return Recorded(None, why)
     signer = _trusted(store, anchors, head[0], signers)
@@ -41,12 +41,12 @@ def record_audit(
     return Recorded(add_audit(store, anchors, signer, head))
 
 
-def _why_not(registry: Registry, head: tuple[int, Digest] | None, book: Book, audited: Audited, findings: Sequence[Finding]) -> str:
+def _why_not(registry: Registry, head: tuple[int, Digest] | None, audited: Audited, findings: Sequence[Finding]) -> str:
     if not audited.whole:
         return "only a sample was opened"
     if any(not finding.harmless for finding in findings) or registry.unreadable or head is None:
         return "not everything is as it should be"
-    missed = set(registry.snapshots) - book.gone - audited.snapshots
+    missed = set(registry.snapshots) - audited.passed - audited.snapshots
     if missed:
         return f"snapshot {min(missed)} was not looked at"
     return ""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from mailbackup.errors import DamageError, MailbackupError, StoreError, WrongIdentity
+from mailbackup.errors import DamageError, MailbackupError, ObjectMissing, StoreError, WrongIdentity
 from mailbackup.model.events import OnEvent, Phase, Progress
 from mailbackup.model.finding import Finding, FindingKind
 from mailbackup.model.ids import PackId, from_name, safe_path, show
@@ -35,6 +35,7 @@ class Audited:
     left_out: int = 0
     reached: set[tuple[PackId, int]] = field(default_factory=set)  # blocks that the audited trees refer to
     snapshots: set[int] = field(default_factory=set)
+    passed: set[int] = field(default_factory=set)  # snapshots that need not be here, and were not opened
     whole: bool = True
     waste: int = 0  # blocks that are live at the newest complete snapshot, and that its trees do not refer to
 
@@ -59,10 +60,15 @@ class Auditor:
         """`book`: the acts of the store, which say what need not be there any more."""
         self._reader = reader
         self._registry = registry
-        self._book = book or Book()
+        self._deleted: set[int] = set()  # snapshots that a prune act gave up
+        self._absent: set[int] = (
+            set()
+        )  # snapshots that never came to this store, as its writer says: those that are here are audited all the same
         self._erased = Tombstones()
-        for link in self._book.acts:
+        for link in book.acts if book is not None else ():
             self._erased.add(link.act)
+            self._deleted |= set(link.act.gone) if link.act.type == "prune" else set()
+            self._absent |= set(link.act.snapshots) if link.act.type == "received-without" else set()
         self._on_event = on_event
         self._sample = sample
         self._checked: set[BlobRef] = set()
@@ -72,10 +78,11 @@ class Auditor:
         self._now: set[tuple[PackId, int]] = set()  # blocks that the trees of this snapshot refer to
         self._newest = 0  # the newest complete snapshot so far
         self.result = Audited(whole=sample is None)
+        self.result.passed |= self._deleted
 
     def run(self, links: Iterable[Link]) -> Audited:
         """Audit the snapshots that these entries name, but those that a prune act gave up. Raises WrongIdentity when the identity opens none of them."""
-        chosen = [link for link in links if link.seq not in self._book.gone]
+        chosen = [link for link in links if link.seq not in self._deleted]
         not_ours: list[WrongIdentity] = []
         self._on_event(Phase("opening snapshots", len(chosen), "snapshots"))
         for count, link in enumerate(chosen, 1):
@@ -86,7 +93,10 @@ class Auditor:
                 not_ours.append(error)
                 self._find(FindingKind.UNREADABLE, f"snapshot {link.seq}", error)
             except DamageError as error:
-                self._find(FindingKind.OBJECT_DAMAGED, f"snapshot {link.seq}", error)
+                if isinstance(error, ObjectMissing) and link.seq in self._absent:
+                    self.result.passed.add(link.seq)
+                else:
+                    self._find(FindingKind.OBJECT_DAMAGED, f"snapshot {link.seq}", error)
             else:
                 self._now = set()
                 self._same_ledger(link)
@@ -200,7 +210,7 @@ class Auditor:
         present = [index for index in range(len(segment.entries)) if flags is None or flags[index] is not None]
         self._entries(segment, present, what, single=flags is not None)
         size = sum(segment.entries[index].size for index in present)
-        part = self._segments[name] = _Part(len(present), size, frozenset((row.pack, row.number) for row in _used(segment, present)))
+        part = self._segments[name] = _Part(len(present), size, frozenset((row.pack, row.number) for row in used(segment, present)))
         return part
 
     def _entries(self, segment: Segment, present: list[int], what: str, *, single: bool) -> None:
@@ -274,7 +284,7 @@ def _living(life: PackLife, seq: int) -> int:
     return life.row.blocks - (0 if life.stopped is None else sum(0 < until <= seq for until in life.stopped))
 
 
-def _used(segment: Segment, present: list[int]) -> Iterator[BlockRow]:
+def used(segment: Segment, present: list[int]) -> Iterator[BlockRow]:
     """The blocks that these entries of a segment refer to; refs outside the table were reported already."""
     for index in present:
         entry = segment.entries[index]

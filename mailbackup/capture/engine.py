@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from mailbackup.capture.anomaly import Limits, Losses
 from mailbackup.capture.coverage import coverage
 from mailbackup.capture.directory import DirectoryCapture
 from mailbackup.capture.locate import Located, locate
@@ -23,6 +24,7 @@ from mailbackup.model.tree import DUMPS, SYSTEM, DirectoryRoot, Outcome, Root, S
 from mailbackup.systems.ask import Ask
 from mailbackup.systems.known import Survey
 from mailbackup.vault.cached import CachedUnit
+from mailbackup.vault.gather import BUDGET, BlockName, choose
 from mailbackup.vault.state import State
 from mailbackup.vault.trees import RefTable, resolve
 from mailbackup.vault.writer import SnapshotDraft, VaultWriter
@@ -39,6 +41,8 @@ class Sources:
     mail: tuple[MailConfig, ...]
     directories: tuple[DirectoryConfig, ...]
     max_shrink: float = 0.5
+    limits: Limits = Limits()
+    gather_budget: int = BUDGET  # bytes of messages that may be read to be sent again; 0 = none
     rescan: bool = False
     accept_shrink: bool = False
     facts: dict[str, str] = field(default_factory=dict)
@@ -76,18 +80,23 @@ class Run:
         self._done = self._bytes = 0
         self._shared: dict[str, str] = {}
         self._mailboxes: dict[bytes, str] = {}
+        self._gather: dict[int, frozenset[BlockName]] = {}  # number of a mailbox in the state → blocks that it is to leave
+        self._losses = Losses(state, sources.limits, 0)
         self._report(findings)
 
     def run(self) -> tuple[int, Outcome]:
         """Capture everything and commit the snapshot. Returns its seq and outcome."""
         units = self._state.units("mail")
-        self._on_event(Phase("reading mail", sum(unit.messages for unit in units.values()) or None))
+        before = sum(unit.messages for unit in units.values())
+        self._losses = Losses(self._state, self._sources.limits, before)
+        self._on_event(Phase("reading mail", before or None))
+        self._gather = choose(self._state, self._sources.gather_budget)
         for config in self._sources.mail:
             self._location(config, {key: unit for key, unit in units.items() if unit.location == config.name})
         names = {config.name for config in self._sources.mail}
         for unit in units.values():
             if unit.location not in names:  # the location was taken out of the configuration
-                self._table.drop(unit)
+                self._drop_mailbox(unit)
         self._on_event(Phase("reading files", None, "files"))
         directories = self._state.units("directory")
         for directory in self._sources.directories:
@@ -154,8 +163,9 @@ class Run:
     def _read(self, mailbox: FoundMailbox, cached: CachedUnit | None, *, keep_gone: bool = False) -> MailboxCapture | None:
         """None when it cannot be read at all: its previous tree stays."""
         capture = MailboxCapture(
-            mailbox, cached, self._state, self._writer, rescan=self._sources.rescan, keep_gone=keep_gone, on_messages=self._progress
-        )
+            mailbox, cached, self._state, self._writer, rescan=self._sources.rescan, keep_gone=keep_gone,
+            gather=frozenset() if cached is None else self._gather.get(cached.no, frozenset()), on_messages=self._progress,
+        )  # fmt: skip
         try:
             capture.read()
         except Unreadable as error:
@@ -203,6 +213,9 @@ class Run:
         self.totals.new_messages += capture.totals.new_messages
         self.totals.read_bytes += capture.totals.read_bytes
         self._report(capture.findings)
+        gone, changed = capture.losses
+        self._losses.add(gone, changed)
+        self._report(self._losses.of_mailbox(capture.found.address, gone, capture.cached.messages if capture.cached is not None else 0))
         self._on_event(Progress(self._done, self._bytes, capture.found.address))
 
     def _guard(self, name: str, what: str, before: int, now: int) -> bool:
@@ -227,7 +240,12 @@ class Run:
                         [Finding(FindingKind.MAILBOX_MISSING, unit.address, "its directory cannot be reached; its last state stays")]
                     )
             else:
-                self._table.drop(unit)
+                self._drop_mailbox(unit)
+
+    def _drop_mailbox(self, unit: CachedUnit) -> None:
+        self._losses.add(unit.messages)
+        self._report(self._losses.of_mailbox(unit.address, unit.messages, unit.messages))
+        self._table.drop(unit)
 
     def _count_location(self, name: str) -> None:
         rows = [row for row in self._table.rows.values() if row.location == name]
@@ -299,6 +317,7 @@ class Run:
         directories = self._directory_roots(table)
         root = Root(blocks=table.rows(), directories=directories, mailboxes=mailboxes)
         self._check_empty()
+        self._report(self._losses.judge())
         draft = SnapshotDraft(
             host=self._sources.host,
             tool=self._sources.tool,

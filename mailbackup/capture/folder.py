@@ -10,15 +10,15 @@ from __future__ import annotations
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mailbackup.capture.scan import ABSENT, FolderScan, Seen
 from mailbackup.content.block import Piece
 from mailbackup.model import codec
 from mailbackup.model.codec import Record
-from mailbackup.model.ids import Name, blob_id, from_name, to_name
-from mailbackup.model.tree import BlobRef, BlockRow, Folder, PairRow, Segment
+from mailbackup.model.ids import Name, PackId, blob_id, from_name, to_name
+from mailbackup.model.tree import SMALL_BLOB, BlobRef, BlockRow, Folder, PairRow, Segment
 from mailbackup.vault.cached import CachedSegment
 from mailbackup.vault.trees import Item, Place, RefTable, cut, decode_flags, decode_segment, encode_flags, encode_segment, owner_of, resolve
 from mailbackup.vault.units import Unit
@@ -86,6 +86,14 @@ class OldPair:
         owner = owner_of(self.segment, entry)
         known = (entry.size, tuple(entry.mtime), owner.mode, owner.uid, owner.gid)
         return known == (status.st_size, divmod(status.st_mtime_ns, 1_000_000_000), status.st_mode & 0o7777, status.st_uid, status.st_gid)
+
+    def lying_in(self, blocks: Container[tuple[PackId, int]]) -> Iterator[int]:
+        """The entries, of those that are still there, with a blob in one of these blocks."""
+        rows = {index for index, row in enumerate(self.segment.blocks) if (row.pack, row.number) in blocks}
+        for index, entry in enumerate(self.segment.entries if rows else ()):
+            refs = entry.refs if entry.head is None else (*entry.refs, entry.head)
+            if self.flags[index] is not None and any(ref.block in rows for ref in refs):
+                yield index
 
     def match(self, base: bytes, seen: Seen) -> None:
         """A file with the base name of another one, which `compare` did not find under its name."""
@@ -197,6 +205,11 @@ class FolderWork:
         size = (self.cached.bytes if self.cached else 0) - gone + sum(item.size for item in self.items)
         return sum(len(pair.flags) - pair.flags.count(None) for pair in self.old) + len(self.items), size
 
+    def shift(self) -> tuple[int, int]:
+        """Bytes of small blobs of messages that its tree refers to once more, and once less."""
+        added = sum(small_bytes([*item.places, *([] if item.head is None else [item.head])]) for item in self.items)
+        return added, sum(small_bytes(pair.places(pair.gone)) for pair in self.old)
+
     def build(self, writer: VaultWriter, unit: Unit) -> None:
         """Store its segments. All pieces of its items must be settled.
 
@@ -275,6 +288,11 @@ def kept_pairs(blocks: Sequence[BlockRow], folder: Folder) -> list[Pair]:
         Pair(resolve(blocks, row.facts), resolve(blocks, row.flags), from_name(row.first), row.count, facts_kept=True)
         for row in folder.segments
     ]
+
+
+def small_bytes(places: Iterable[Place]) -> int:
+    """Bytes of those blobs that share blocks."""
+    return sum(place.size for place in places if place.size < SMALL_BLOB)
 
 
 def _rest(pool: list[Item]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from mailbackup.capture.anomaly import losses_of
 from mailbackup.capture.dirfacts import DirFacts, forget, now_ns, volume_of
 from mailbackup.capture.files import FilesWork, FileWalk, OldFiles, new_pieces
 from mailbackup.capture.folder import FolderWork, kept_pairs
@@ -21,6 +22,7 @@ from mailbackup.model.finding import Finding
 from mailbackup.model.ids import from_name, to_name
 from mailbackup.model.tree import BlobRef, MailboxTree
 from mailbackup.vault.cached import CachedUnit
+from mailbackup.vault.gather import BlockName, Note, note_of, put_note
 from mailbackup.vault.state import State
 from mailbackup.vault.trees import Item, RefTable
 from mailbackup.vault.units import Unit
@@ -59,6 +61,7 @@ class MailboxCapture:
         *,
         rescan: bool,
         keep_gone: bool = False,
+        gather: frozenset[BlockName] = frozenset(),
         on_messages: Callable[[int, int], None],
     ) -> None:
         self.found = found
@@ -68,14 +71,15 @@ class MailboxCapture:
         self._state = state
         self._writer = writer
         self._keep_gone = keep_gone  # the fall guard acts: what is not found stays in the snapshot, what is new is added
-        self._unit = Unit(found.key)
+        self._gather = gather  # blocks whose messages are to be sent again
+        self._unit = Unit(found.key, gather)
         self._tree: MailboxTree | None = None
         if cached is not None:
             self._tree = codec.decode(state.tree_of(cached.no), MailboxTree, "cached tree")
         self._volume = volume_of(found.path)
         self._folders = MailFolders(
             found.path, found.address, None if cached is None else cached.no, self._tree, self._unit, state, writer, self.findings,
-            volume=self._volume, rescan=rescan or (cached is not None and cached.stale), keep_gone=keep_gone, on_messages=on_messages,
+            volume=self._volume, rescan=rescan or (cached is not None and cached.stale), keep_gone=keep_gone, gather=gather, on_messages=on_messages,
         )  # fmt: skip
         self._work = self._folders.work
         self._items: list[Item] = []
@@ -84,6 +88,8 @@ class MailboxCapture:
         self._root_plain = b""
         self._root: Piece | BlobRef | None = cached.ref if cached is not None else None
         self._listed_at = 0
+        self._lost: list[FolderWork] = []  # folders that are gone
+        self.losses = (0, 0)  # messages of the last snapshot that are gone, or have another body (after `finish`)
 
     # -- step 1
 
@@ -212,7 +218,20 @@ class MailboxCapture:
             )
         )  # fmt: skip
         self._save(unit)
+        self._take_note(unit)
+        self.losses = losses_of([*self._work.values(), *self._lost])
         return ref
+
+    def _take_note(self, unit: int) -> None:
+        """Of how many small blocks it has now, at most. After a gathering, the next run looks at what came of it."""
+        if self.cached is None:
+            note: Note | None = Note(0, 0, 0)
+        else:
+            note = None if self._gather else note_of(self._state, unit)
+        if note is not None:
+            shifts = [work.shift() for work in [*self._work.values(), *self._lost] if not work.stale]
+            note = note.plus(self._unit.fragments, sum(added for added, _ in shifts), sum(gone for _, gone in shifts))
+        put_note(self._state, unit, note)
 
     def _count(self) -> None:
         assert self._files is not None, "count before build"
@@ -237,8 +256,9 @@ class MailboxCapture:
             work = FolderWork(name, FolderScan(b""), folder)
             self._folders.load_old(work)
             for pair in work.old:
-                live = (index for index, flag in enumerate(pair.old_flags) if flag is not None)
-                self._writer.count([pair.facts, pair.flags_ref, *pair.places(live)], -1)
+                pair.gone = [index for index, flag in enumerate(pair.old_flags) if flag is not None]
+                self._writer.count([pair.facts, pair.flags_ref, *pair.places(pair.gone)], -1)
+            self._lost.append(work)
             self._state.drop_folder(self.cached.no, name)
             forget(self._state, self.cached.no, name)
 

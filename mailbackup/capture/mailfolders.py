@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from mailbackup.capture.dirfacts import DirFacts
 from mailbackup.capture.folder import FolderWork, OldPair
@@ -22,6 +22,7 @@ from mailbackup.mail.uidlist import parse as parse_uidlist
 from mailbackup.model.finding import Finding, FindingKind
 from mailbackup.model.ids import from_name, show
 from mailbackup.model.tree import MailboxTree
+from mailbackup.vault.gather import BlockName
 from mailbackup.vault.state import State
 from mailbackup.vault.trees import Item, resolve
 from mailbackup.vault.units import Unit
@@ -50,6 +51,7 @@ class MailFolders:
         volume: str | None,
         rescan: bool,
         keep_gone: bool,
+        gather: frozenset[BlockName] = frozenset(),
         on_messages: Callable[[int, int], None],
     ) -> None:
         self.work: dict[bytes, FolderWork] = {}
@@ -66,6 +68,7 @@ class MailFolders:
         self._volume = volume
         self._rescan = rescan
         self._keep_gone = keep_gone
+        self._gather = gather
         self._on_messages = on_messages
         self._offered = False
         self._torn: list[Item] = []
@@ -75,7 +78,7 @@ class MailFolders:
     def read(self) -> None:
         """List and read what is new. Raises Unreadable when the mailbox itself cannot be listed."""
         names, failed = folders(self._root)
-        facts = DirFacts(self._state, None if self._rescan else self._unit_number)
+        facts = DirFacts(self._state, None if self._rescan or self._gather else self._unit_number)
         for _ in range(_FOLDER_LISTINGS_AT_MOST):
             for name in names:
                 work = self.work[name] = FolderWork(name, FolderScan(self._path(name)), self._known.get(name))
@@ -118,8 +121,8 @@ class MailFolders:
             pair.compare(present)
             for double in work.scan.doubles:
                 pair.match(split_name(double.name)[0], double)
-        if self._rescan:
-            present.update(self._restated(work))
+        doubtful = self._restated(work) if self._rescan else []
+        present.update(self._again(work, [*doubtful, *self._gathered(work)]))
         self._read_messages(work, present)
         if self._keep_gone:
             self._keep_all(work)
@@ -143,14 +146,13 @@ class MailFolders:
                 blocks = self._tree.blocks
                 work.old.append(OldPair(segment, resolve(blocks, row.facts), resolve(blocks, row.flags), from_name(row.first)))
 
-    def _restated(self, work: FolderWork) -> dict[bytes, Seen]:
-        """For a rescan: messages whose size, mtime, mode or owner is not what the vault has, although name and inode are. Doubles are left to `_doubles`."""
-        again: dict[bytes, Seen] = {}
-        doubles = {(split_name(seen.name)[0], seen.inode): seen for seen in work.scan.doubles}
+    @staticmethod
+    def _restated(work: FolderWork) -> Iterator[tuple[OldPair, int]]:
+        """For a rescan: messages whose size, mtime, mode or owner is not what the vault has, although name and inode are."""
+        doubles = _by_inode(work)
         for pair in work.old:
-            for index, (name, inode, flag) in enumerate(zip(pair.names, pair.cached.inodes, pair.flags, strict=True)):
-                first = work.scan.seen.get(name)
-                seen = first if first is not None and first.inode == inode else doubles.get((name, inode))
+            for index, flag in enumerate(pair.flags):
+                seen = _seen_as(work, doubles, pair, index)
                 if flag is None or seen is None:
                     continue
                 try:
@@ -158,9 +160,26 @@ class MailFolders:
                 except OSError:
                     continue  # renamed since; name and inode were the same a moment ago
                 if not pair.describes(index, status):
-                    pair.drop(index)
-                    if seen is first:
-                        again[name] = seen
+                    yield pair, index
+
+    def _gathered(self, work: FolderWork) -> Iterator[tuple[OldPair, int]]:
+        """Messages with a blob in a block that this mailbox is to leave."""
+        for pair in work.old if self._gather else ():
+            for index in pair.lying_in(self._gather):
+                yield pair, index
+
+    @staticmethod
+    def _again(work: FolderWork, doubtful: Iterable[tuple[OldPair, int]]) -> dict[bytes, Seen]:
+        """Take these messages out of their segments. Returns what is to be read for them; doubles are left to `_doubles`."""
+        again: dict[bytes, Seen] = {}
+        doubles = _by_inode(work)
+        for pair, index in doubtful:
+            seen = _seen_as(work, doubles, pair, index)
+            if pair.flags[index] is None or seen is None:
+                continue
+            pair.drop(index)
+            if seen is work.scan.seen.get(pair.names[index]):
+                again[pair.names[index]] = seen
         return again
 
     def _read_messages(self, work: FolderWork, present: dict[bytes, Seen]) -> None:
@@ -389,6 +408,18 @@ def folders(root: bytes) -> tuple[list[bytes], dict[bytes, str]]:
             and (left_out_inside(name) is None or os.path.isdir(root + b"/" + path + name + b"/cur"))
         ]
     return sorted(found), failed
+
+
+def _by_inode(work: FolderWork) -> dict[tuple[bytes, int], Seen]:
+    """Files that share their base name with another one, by base name and inode."""
+    return {(split_name(seen.name)[0], seen.inode): seen for seen in work.scan.doubles}
+
+
+def _seen_as(work: FolderWork, doubles: dict[tuple[bytes, int], Seen], pair: OldPair, index: int) -> Seen | None:
+    """The file of an entry, as the folder's listing has it."""
+    name, inode = pair.names[index], pair.cached.inodes[index]
+    first = work.scan.seen.get(name)
+    return first if first is not None and first.inode == inode else doubles.get((name, inode))
 
 
 def _linked(entry: os.DirEntry[bytes]) -> bool:

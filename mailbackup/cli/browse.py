@@ -39,8 +39,14 @@ def _snapshot_table(rows: list[SnapshotRow]) -> list[str]:
     if not rows:
         return ["no snapshots yet"]
     head = ("seq", "time", "messages", "size", "outcome", "stores")
-    cells = [(str(row.seq), row.time, *_counts(row), row.outcome, " ".join(row.stores)) for row in rows]
+    cells = [(str(row.seq), row.time, *_counts(row), row.outcome, _places(row)) for row in rows]
     return table([head, *cells], right=frozenset({0, 2, 3}))
+
+
+def _places(row: SnapshotRow) -> str:
+    """The stores of a snapshot; those that let it go soon are marked, and so are pins."""
+    places = [f"{name} (dropped)" if name in row.dropped else name for name in row.stores]
+    return " ".join([*places, *([f"pinned: {row.pinned}"] if row.pinned is not None else [])])
 
 
 def _counts(row: SnapshotRow) -> tuple[str, str]:

@@ -27,6 +27,7 @@ from mailbackup.cli import (
     state,
     status,
     systems,
+    vault,
     verify,
 )
 from mailbackup.cli.answer import Answer, show_answer, show_error, write
@@ -61,6 +62,7 @@ def program() -> Any:
         status,
         state,
         key,
+        vault,
         configuration,
         copy,
     ):

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from mailbackup import app
+from mailbackup import app, keeping
 from mailbackup.access import Context, chosen_stores, use_nearest, use_store
 from mailbackup.errors import (
     DamageError,
+    IdentityMissing,
     Interrupted,
     MailbackupError,
     RecordInvalid,
+    SafetyRefusal,
     SourceError,
     StoreError,
     StoreRefused,
@@ -178,6 +180,20 @@ def _to_be_healed(context: Context, findings: list[Finding]) -> str:
     except MailbackupError as error:
         return f"; the next backup will not send them again: {error.message}"
     return "; the next backup sends them again, as far as the sources still have them"
+
+
+def prune(context: Context, stop: Stop) -> Done:
+    """Old snapshots go, as the retention says."""
+    try:
+        result = keeping.prune_stores(context, stop=stop)
+    except IdentityMissing as error:
+        raise Skip(error.message) from None
+    detail = f"{result.kept:,} snapshots kept, {result.removed:,} dropped, {result.freed_bytes:,} bytes freed"
+    for store in result.stores:
+        if store.outcome in ("refused", "failed"):
+            detail += f"; store {store.name} {store.outcome}: {store.detail}"
+    status = {"refused": SafetyRefusal.exit_status, "failed": StoreError.exit_status}
+    return Done(detail, status.get(result.outcome, 0))
 
 
 def boot(context: Context) -> Done:

@@ -97,6 +97,8 @@ class _JobRun:
             return parts.read_back(self.context, self.made, self.head_before, self.stop)
         if name == "scrub":
             return parts.scrub(self.context, self.job.scrub_bytes, self.stop)
+        if name == "prune":
+            return parts.prune(self.context, self.stop)
         return parts.boot(self.context) if name == "boot" else parts.drill(self.context, self.job.identity)
 
     def _backup(self) -> Done:

@@ -22,6 +22,8 @@ class FindingKind(StrEnum):
     CACHE_SKIPPED = "cache-skipped"  # directories tagged as caches are kept without their content
     ORPHANED = "orphaned"  # a mailbox that belongs to no account
     CONFIG_DOUBT = "configuration-doubtful"  # of a mail program: it was captured as it is
+    ANOMALY = "anomaly"  # so much mail is gone or changed that pruning waits for a human
+    MAILBOX_SHRANK = "mailbox-shrank"  # most of one mailbox was deleted
     # capture, harmful: the snapshot is `incomplete`
     UNREADABLE = "unreadable"
     LOST = "lost"  # seen, but never captured
@@ -79,6 +81,8 @@ HARMLESS = frozenset(
         FindingKind.CACHE_SKIPPED,
         FindingKind.ORPHANED,
         FindingKind.CONFIG_DOUBT,
+        FindingKind.ANOMALY,
+        FindingKind.MAILBOX_SHRANK,
         FindingKind.OBJECT_UNKNOWN,
         FindingKind.PRUNE_UNFINISHED,
         FindingKind.LOCK_UNKNOWN,

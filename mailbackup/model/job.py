@@ -7,7 +7,7 @@ from typing import Literal
 
 from mailbackup.model.codec import Record
 
-PartName = Literal["backup", "read-back", "scrub", "boot", "drill"]
+PartName = Literal["backup", "read-back", "scrub", "prune", "boot", "drill"]
 PartOutcome = Literal["done", "failed", "skipped"]
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

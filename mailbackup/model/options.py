@@ -146,11 +146,15 @@ class SystemsConfig(Record, frozen=True, kw_only=True):
 
 
 class BackupConfig(Record, frozen=True, kw_only=True):
-    """`[backup]`: how a run works. `max_shrink` is a share, 0 to 1; `rescan_days` 0 = every run."""
+    """`[backup]`: how a run works. `max_shrink`, `freeze_gone` and `freeze_changed` are shares, 0 to 1; `rescan_days` 0 = every run; `gather_budget` in
+    bytes, 0 = none."""
 
     level: int = 3
     max_shrink: float = 0.5
+    freeze_gone: float = 0.5
+    freeze_changed: float = 0.1
     rescan_days: int = 7
+    gather_budget: int = 1 << 30
     workers: Literal["auto"] | int = "auto"
 
 
@@ -255,7 +259,10 @@ WORDS: dict[type[Record], dict[str, str]] = {
         "": "# How a backup works.",
         "level": "Compression, 1 (fast) to 19 (small).",
         "max_shrink": "When more than this share of a source has vanished, its previous state is kept until you say --accept-shrink.",
+        "freeze_gone": "When more than this share of all messages was deleted since the last snapshot, pruning waits until somebody looked.",
+        "freeze_changed": "The same for messages that have another text under the same name, as after an encryption in place.",
         "rescan_days": "Every file is looked at again after so many days, even where nothing seems to have changed. 0 = in every run.",
+        "gather_budget": "Bytes of messages that one run may read again, to bring small pieces of many nights together. 0 = none.",
         "workers": 'Processes that seal: a number, or "auto".',
     },
     RetentionConfig: {

@@ -8,6 +8,7 @@ from mailbackup.model.codec import Record
 from mailbackup.model.finding import Finding
 from mailbackup.model.ids import PublicKey, VaultId
 from mailbackup.model.job import PartOutcome
+from mailbackup.model.ledger import Role
 from mailbackup.model.system import Inventory, Probe, ServerStep
 from mailbackup.model.tree import Outcome
 
@@ -71,7 +72,10 @@ class CopyResult(Record, frozen=True, kw_only=True):
 
 
 class SnapshotRow(Record, frozen=True, kw_only=True):
-    """A line of `snapshots`. Counts are None where the state does not know them; `stores` that hold it by name."""
+    """A line of `snapshots`. Counts are None where the state does not know them; `stores` that hold it by name.
+
+    In `dropped` ones it is kept no longer, and deleted when its grace period ends. `pinned`: why somebody keeps it; None = nobody does.
+    """
 
     seq: int
     time: str
@@ -79,6 +83,8 @@ class SnapshotRow(Record, frozen=True, kw_only=True):
     bytes: int | None
     outcome: Outcome
     stores: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
+    pinned: str | None = None
 
 
 class MailboxLine(Record, frozen=True, kw_only=True):
@@ -135,8 +141,22 @@ class RestoreResult(Record, frozen=True, kw_only=True):
     plan: tuple[PlanLine, ...] = ()
 
 
+class ScrubRound(Record, frozen=True, kw_only=True):
+    """How far the round of a store is: `bytes` of `whole` were read, a round takes `runs` like that. `last` is when one ended, "" = none yet."""
+
+    store: str
+    bytes: int
+    whole: int
+    runs: int | None
+    since: str
+    last: str
+
+
 class VerifyResult(Record, frozen=True, kw_only=True):
-    """`verify`. `objects` and `bytes` were read and checked; `decrypted` tells whether contents were opened."""
+    """`verify`. `objects` and `bytes` were read and checked; `decrypted` tells whether contents were opened.
+
+    By store: `rounds` of a check with a budget, `acts` that say what is damaged, `audits` that record a sound vault; `unrecorded` = why there is no audit.
+    """
 
     outcome: Literal["clean", "damaged"]
     decrypted: bool
@@ -145,6 +165,10 @@ class VerifyResult(Record, frozen=True, kw_only=True):
     blobs: int
     seconds: float
     findings: tuple[Finding, ...]
+    rounds: tuple[ScrubRound, ...] = ()
+    acts: dict[str, int] = {}
+    audits: dict[str, int] = {}
+    unrecorded: str = ""
 
 
 class RebuildResult(Record, frozen=True, kw_only=True):
@@ -437,3 +461,48 @@ class StatsResult(Record, frozen=True, kw_only=True):
     mailboxes: tuple[MailboxLine, ...] = ()
     gains: Gains | None = None
     findings: tuple[Finding, ...] = ()
+
+
+class SignerRow(Record, frozen=True, kw_only=True):
+    """A key that the admin named, the entry that did, and the one that dismissed it, if one did."""
+
+    role: Role
+    key: PublicKey
+    since: int
+    time: str
+    until: int | None
+
+
+class TrustResult(Record, frozen=True, kw_only=True):
+    """`vault trust add`, `vault trust revoke`: the new entry (None: nothing had to change), the stores that have it, and why the others lack it."""
+
+    role: Role
+    key: PublicKey
+    seq: int | None
+    stores: tuple[str, ...]
+    without: dict[str, str]
+
+
+class AdoptResult(Record, frozen=True, kw_only=True):
+    """`vault adopt`: this host's writer key, those that were dismissed, the entry that says so (None: it was the writer already), and as `TrustResult`.
+
+    `state`: whether the state has to be made anew, or everything is sent once more.
+    """
+
+    writer: PublicKey
+    dismissed: tuple[PublicKey, ...]
+    seq: int | None
+    stores: tuple[str, ...]
+    without: dict[str, str]
+    state: bool
+
+
+class RewrapResult(Record, frozen=True, kw_only=True):
+    """`key rewrap`: epochs whose key was sealed anew, those for which that had been done, and those that this kit does not open; and as `TrustResult`."""
+
+    rewrapped: tuple[int, ...]
+    already: tuple[int, ...]
+    unopened: tuple[int, ...]
+    seq: int | None
+    stores: tuple[str, ...]
+    without: dict[str, str]

@@ -34,7 +34,7 @@ TOLERANCE = timedelta(minutes=15)
 
 # One day inside what datetime can hold, so that no claimed time overflows when a zone is added.
 _EARLIEST, _LATEST = datetime(1, 1, 3, tzinfo=UTC), datetime(9999, 12, 29, tzinfo=UTC)
-_WITHIN = re.compile(r"([1-9][0-9]{0,5})([hdwy])", re.ASCII)
+_WITHIN = re.compile(r"([1-9][0-9]{0,5})([hdwy])")
 _HINT = "Correct [retention], for example: daily = 14, weekly = 8, monthly = 36. See docs/guides/retention.md."
 
 
@@ -98,11 +98,16 @@ class _Counted:
         return self.moment.outcome != "incomplete"
 
 
+def _week(local: datetime) -> str:
+    year, week, _ = local.isocalendar()
+    return f"{year:04}-W{week:02}"
+
+
 _BUCKETS: dict[str, Callable[[datetime], str]] = {
     # with the offset: when clocks go back, 02:30 comes twice, in two different hours
     "hourly": lambda local: local.isoformat(timespec="hours"),
     "daily": lambda local: local.isoformat()[:10],
-    "weekly": lambda local: "{:04}-W{:02}".format(*local.isocalendar()),
+    "weekly": _week,
     "monthly": lambda local: local.isoformat()[:7],
     "yearly": lambda local: local.isoformat()[:4],
 }
@@ -128,11 +133,10 @@ def decide(policy: Policy, snapshots: Sequence[Moment], now: datetime, *, remove
     _keep_pinned(counted, reasons)
     _keep_last(policy.last, counted, reasons)
     _keep_within(policy.within, counted, reasons)
-    standing = {rule: _standing(rule, getattr(policy, rule), counted) for rule in _BUCKETS}
-    for rule, buckets in standing.items():
-        for label, one in buckets.items():
-            reasons[one.moment.seq].append(f"{rule} {label}")
-    return [_decision(one, reasons[one.moment.seq], standing) for one in counted]
+    beaten: dict[int, str] = {}
+    for rule in _BUCKETS:  # the finest first: it says who stands for a dropped one
+        _keep_buckets(rule, getattr(policy, rule), counted, reasons, beaten)
+    return [_decision(one, reasons[one.moment.seq], beaten) for one in counted]
 
 
 def effective_times(snapshots: Sequence[Moment]) -> list[datetime]:
@@ -268,40 +272,33 @@ def _years_back(local: datetime, years: int) -> datetime:
     return local.replace(year=year, day=28) if leap_day else local.replace(year=year)
 
 
-def _standing(rule: str, count: int, counted: list[_Counted]) -> dict[str, _Counted]:
-    """Which snapshot stands for which bucket, for the newest `count` buckets that have a complete one, and those between without."""
-    label_of = _BUCKETS[rule]
-    best: dict[str, _Counted] = {}
-    for one in reversed(counted) if count else ():
-        label = label_of(one.local)
-        if label not in best or (one.whole and not best[label].whole):
-            best[label] = one
+def _keep_buckets(rule: str, count: int, counted: list[_Counted], reasons: dict[int, list[str]], beaten: dict[int, str]) -> None:
+    """Keep who stands for the newest `count` buckets that have a complete snapshot, and for those between without; note who is beaten by whom."""
     standing: dict[str, _Counted] = {}
+    seen: list[tuple[_Counted, str]] = []
     filled = 0
-    for label, one in best.items():  # newest bucket first
-        if filled == count:
+    for one in reversed(counted) if count else ():
+        label = _BUCKETS[rule](one.local)
+        best = standing.get(label)
+        if best is None and filled == count:
             break
-        standing[label] = one
-        filled += one.whole
-    return standing
+        if best is None or (one.whole and not best.whole):
+            standing[label] = one
+            filled += one.whole
+        seen.append((one, label))
+    for label, one in standing.items():
+        reasons[one.moment.seq].append(f"{rule} {label}")
+    for one, label in seen:
+        better = "a newer" if standing[label].moment.seq > one.moment.seq else "a complete"
+        beaten.setdefault(one.moment.seq, f"{better} snapshot stands for {label}")
 
 
-def _decision(one: _Counted, reasons: list[str], standing: dict[str, dict[str, _Counted]]) -> Decision:
-    keep = bool(reasons)
-    words = reasons if keep else [_why_not(one, standing)]
+def _decision(one: _Counted, reasons: list[str], beaten: dict[int, str]) -> Decision:
+    words = reasons or [beaten.get(one.moment.seq, "no rule keeps it")]
     claimed = _utc(one.moment.time)
     if claimed != one.time:
         words = [*words, f"claims {_minutes(claimed)}, counted as {_minutes(one.time)} (UTC)"]
-    return Decision(one.moment.seq, keep, tuple(words))
-
-
-def _why_not(one: _Counted, standing: dict[str, dict[str, _Counted]]) -> str:
-    for rule, buckets in standing.items():  # the finest rule first
-        label = _BUCKETS[rule](one.local) if buckets else ""
-        if label in buckets:
-            better = "a newer" if buckets[label].moment.seq > one.moment.seq else "a complete"
-            return f"{better} snapshot stands for {label}"
-    return "no rule keeps it"
+    return Decision(one.moment.seq, bool(reasons), tuple(words))
 
 
 def _minutes(time: datetime) -> str:

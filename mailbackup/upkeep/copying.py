@@ -2,22 +2,31 @@
 
 Entry by entry in commit order: what an entry names first, the entry last, so that the target is a whole vault with an older head at any moment and an
 interrupted copy goes on where it ended. Nothing is opened: every object is compared with the hash that a signed entry gives.
+
+What the sources pruned is not there to be copied. The target gets an act that names it, so that nobody takes it for damage; what is missing for another
+reason, or has a live block, is never excused.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
+from mailbackup.crypto.signing import SigningKey
 from mailbackup.errors import AlreadyExists, ChainBroken, ConflictError, DamageError, Interrupted, MailbackupError, ObjectMissing
 from mailbackup.model.events import OnEvent, Phase, Progress, Stop
 from mailbackup.model.ids import VAULT_KEY, Digest, ObjectKey, PackId, digest, entry_key, is_object_key, pack_key
-from mailbackup.model.ledger import Anchors, PackRow
+from mailbackup.model.ledger import Anchors, Head, PackPart, PackRow
 from mailbackup.model.tree import RECORD_LIMIT
 from mailbackup.stores.base import Store
+from mailbackup.upkeep.acts import Book, add_act, read_book
 from mailbackup.upkeep.page import live_registry
 from mailbackup.upkeep.readback import named_by
+from mailbackup.upkeep.registry import Registry
 from mailbackup.vault.chain import (
     Link,
     Trust,
@@ -29,29 +38,46 @@ from mailbackup.vault.chain import (
     read_acts,
     read_raw,
     trust_within,
+    walk,
 )
 from mailbackup.vault.replicas import OWN_FAULT, copy_object, put_same
 
+_PER_ACT = 20_000  # packs that one act names: some 1 MB
 _PACKS = 2  # the place of packs in the order of what an entry names
 
 
 @dataclass(slots=True)
 class Copied:
-    """What a copy did: objects and bytes that were sent, the target's head now, and packs that no source has any more and nothing needs."""
+    """What a copy did: objects and bytes that were sent, the target's head now, and what no source has any more and nothing needs.
+
+    `recorded` is the act of the target that names what was left out for good, None when there was nothing to say or nobody to sign it.
+    """
 
     objects: int = 0
     bytes: int = 0
     head: int = 0
     left_out: list[PackId] = field(default_factory=list)
+    without: list[int] = field(default_factory=list)  # snapshots whose objects were pruned
+    recorded: int | None = None
 
 
-def copy(sources: Sequence[Store], target: Store, anchors: Anchors, *, acts: bool, stop: Stop, on_event: OnEvent) -> Copied:
+def copy(
+    sources: Sequence[Store],
+    target: Store,
+    anchors: Anchors,
+    *,
+    acts: bool,
+    stop: Stop,
+    on_event: OnEvent,
+    signer: SigningKey | None = None,
+) -> Copied:
     """Bring `target` up to the longest ledger among `sources`; `acts` takes along the acts of the first source where the target has none of its own.
+    `signer` says in an act of the target what the sources had pruned already.
 
     Raises ConflictError when the target holds another ledger, AnchorMismatch or AlreadyExists when it holds something else, DamageError when something that is
     needed is whole in no source, Interrupted when `stop` says so, and what the target raises. What was copied by then stays valid.
     """
-    return _Copy(sources, target, anchors, stop, on_event).run(acts)
+    return _Copy(sources, target, anchors, stop, on_event).run(acts, signer)
 
 
 class _Copy:
@@ -65,7 +91,7 @@ class _Copy:
         self._there: dict[str, int] = {}
         self._live: set[PackId] | None = None
 
-    def run(self, acts: bool) -> Copied:
+    def run(self, acts: bool, signer: SigningKey | None) -> Copied:
         ledger, last = self._longest()
         head = find_head(self._target)
         self._check_target(head, last)
@@ -78,6 +104,9 @@ class _Copy:
                 raise Interrupted(f"stopped after entry {link.seq} of {last}", hint="Run it again: it goes on from there.")
         if acts:
             self._acts(ledger)
+        if signer is not None and (acts or self._done.left_out or self._done.without):
+            with contextlib.suppress(DamageError, ConflictError):  # everything was copied; `verify` tells what is wrong with the acts
+                self._done.recorded = record_without(self._target, self._anchors, signer, self._pruned)
         return self._done
 
     def _longest(self) -> tuple[Store, int]:
@@ -158,11 +187,24 @@ class _Copy:
         self._packs([pack for key, pack in packs.items() if self._there.get(key) != pack.size])
         for order, key, sha256 in named:
             if order > _PACKS:
-                self._count(copy_object(self._sources, self._target, key, sha256))
+                self._late(link.seq, key, sha256)
         put_same(self._target, entry_key(link.seq), link.raw)
         self._count(len(link.raw))
         self._done.head = link.seq
         self._on_event(Progress(link.seq, self._done.bytes, f"entry {link.seq}"))
+
+    def _late(self, seq: int, key: ObjectKey, sha256: Digest) -> None:
+        """A list, or the snapshot, unless that was pruned."""
+        try:
+            self._count(copy_object(self._sources, self._target, key, sha256))
+        except ObjectMissing:
+            if not key.startswith("snapshots/") or seq not in self._pruned.snapshots:
+                raise
+            self._done.without.append(seq)
+
+    @cached_property
+    def _pruned(self) -> Pruned:
+        return pruned_by(self._sources, self._anchors)
 
     def _packs(self, packs: list[PackRow]) -> None:
         if not packs:
@@ -207,6 +249,75 @@ class _Copy:
                 self._count(copy_object([source], self._target, act.details.key, act.details.sha256))
             put_same(self._target, key, raw)
             self._count(len(raw))
+
+
+# ---------------------------------------------------------------- what was pruned
+
+
+class Pruned(NamedTuple):
+    """What acts say is not there any more: packs, and snapshots whose objects are gone."""
+
+    packs: frozenset[PackId]
+    snapshots: frozenset[int]
+
+
+def pruned_by(stores: Sequence[Store], anchors: Anchors) -> Pruned:
+    """What the acts of these stores excuse. A store that does not answer, or whose acts are not sound, excuses nothing."""
+    packs: set[PackId] = set()
+    snapshots: set[int] = set()
+    for store in stores:
+        with contextlib.suppress(*OWN_FAULT, DamageError):
+            book = read_book(store, anchors)
+            packs |= book.missing
+            snapshots |= absent_snapshots(book)
+    return Pruned(frozenset(packs), frozenset(snapshots))
+
+
+def absent_snapshots(book: Book) -> set[int]:
+    """The snapshots whose objects were deleted here, or never came here."""
+    named = [link.act.gone if link.act.type == "prune" else link.act.snapshots for link in book.acts if link.act.type in _ABSENCE]
+    return {seq for snapshots in named for seq in snapshots}
+
+
+_ABSENCE = ("prune", "received-without")
+
+
+def record_without(store: Store, anchors: Anchors, signer: SigningKey, pruned: Pruned) -> int | None:
+    """Say in an act of `store` which of the pruned packs and snapshots it never got. The last act's number; None when there is nothing new to say.
+
+    Packs with a live block, and those that no entry names, are never among them. Raises ChainBroken, ConflictError and what the store raises.
+    """
+    packs = pruned.packs - {PackId(key[-32:]) for key, _ in store.list("packs/")}
+    snapshots = pruned.snapshots - {int(key[10:20]) for key, _ in store.list("snapshots/") if is_object_key(key)}
+    if not (packs or snapshots):
+        return None
+    registry, trust, head = Registry(), Trust(anchors.admin), None
+    for link in walk(store, anchors, trust, last=find_head(store)):
+        registry.learn(store, link)
+        head = Head(seq=link.seq, sha256=link.sha256)
+    if registry.unreadable or not _may_say(trust, signer):
+        return None
+    dead = sorted(pack for pack in packs if pack in registry.packs and registry.packs[pack].is_dead)
+    gone = sorted(snapshots.intersection(registry.snapshots))
+    last = None
+    for start in range(0, max(1, len(dead)), _PER_ACT):
+        make = partial(_still_unsaid, head, dead[start : start + _PER_ACT], gone)
+        act = add_act(store, anchors, signer, "received-without", make)
+        last = last if act is None else act.seq
+    return last
+
+
+def _may_say(trust: Trust, signer: SigningKey) -> bool:
+    """Whether such an act by this key counts: one by another would break the chain."""
+    return signer.public == trust.admin or not {"writer", "prune"}.isdisjoint(trust.roles.get(signer.public, ()))
+
+
+def _still_unsaid(head: Head | None, packs: list[PackId], snapshots: list[int], book: Book) -> dict[str, Any] | None:
+    packs = [pack for pack in packs if pack not in book.missing]
+    snapshots = sorted(set(snapshots) - absent_snapshots(book))
+    if not (packs or snapshots):
+        return None
+    return {"head": head, "packs": tuple(PackPart(id=pack) for pack in packs), "snapshots": tuple(snapshots)}
 
 
 def _raw_acts(store: Store) -> list[tuple[ObjectKey, bytes]]:

@@ -7,9 +7,7 @@ must be there, not the memory of the run that wrote it, so what an interrupted r
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 
 from mailbackup.errors import ChainBroken, DamageError, ObjectMissing
 from mailbackup.model.events import OnEvent, Phase, Progress, Stop
@@ -18,7 +16,8 @@ from mailbackup.model.ids import Digest, ObjectKey, entry_key, pack_key
 from mailbackup.model.ledger import Anchors, LedgerEntry, ObjectRow
 from mailbackup.stores.base import Store
 from mailbackup.upkeep.page import from_page
-from mailbackup.upkeep.scrub import THREADS, hash_object
+from mailbackup.upkeep.parallel import in_order, threads_for
+from mailbackup.upkeep.scrub import hash_object
 
 
 @dataclass(slots=True)
@@ -75,10 +74,7 @@ def named_by(entry: LedgerEntry) -> dict[ObjectKey, Digest]:
 
 
 def _checked(store: Store, objects: dict[ObjectKey, Digest], stop: Stop) -> Iterator[tuple[ObjectKey, int, Finding | None]]:
-    pending = iter(objects.items())
-    with ThreadPoolExecutor(THREADS, "read-back") as pool:
-        while not stop() and (some := list(islice(pending, 2 * THREADS))):
-            yield from pool.map(lambda row: check_object(store, *row), some)
+    yield from in_order(lambda row: check_object(store, *row), objects.items(), threads_for(store), stop)
 
 
 def check_object(store: Store, key: ObjectKey, expected: Digest) -> tuple[ObjectKey, int, Finding | None]:

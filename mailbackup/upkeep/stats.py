@@ -108,7 +108,7 @@ def _stopped(live: Registry, here: dict[PackId, int]) -> int:
 
 
 def _learn_freed(life: _Life, book: Book) -> None:
-    """Packs went when the first act said so. A killed run's are named once more by none, and are deleted by the next."""
+    """Packs went with the first act that named them."""
     done = set(book.absent)
     for act, _ in book.acts:
         if act.type == "prune":

@@ -93,6 +93,23 @@ def remember_scrub(state_dir: str, store: str, place: ScrubPlace) -> None:
     remember(state_dir, lambda known: {"scrub": known.scrub | {store: place}})
 
 
+def whole_round_of(state_dir: str, store: str) -> ScrubPlace:
+    """Where the round over everything in a store goes on: that of `verify`, not that of the nightly job, which reads live packs only."""
+    try:
+        return read_status(state_dir).scrub.get(f"{store}/all", ScrubPlace())
+    except RecordInvalid:
+        return ScrubPlace()
+
+
+def remember_whole_round(state_dir: str, store: str, place: ScrubPlace, after: str, *, wrapped: bool) -> ScrubPlace:
+    """That round came to `after`, and ended on the way if `wrapped`. Returns the new place. Raises what `remember` raises."""
+    now = stamp(utc_now())
+    place = ScrubPlace(after=after, since=now if wrapped else place.since or now, round=now if wrapped else place.round)
+    os.makedirs(state_dir, mode=0o700, exist_ok=True)
+    remember_scrub(state_dir, f"{store}/all", place)
+    return place
+
+
 def remember_parts(state_dir: str, job: str, seen: tuple[PartSeen, ...]) -> None:
     """How the parts of a job ended; replaces what was known of that job."""
     remember(state_dir, lambda known: {"parts": (*(part for part in known.parts if part.job != job), *seen)})

@@ -16,9 +16,13 @@ from mailbackup.vault.chain import parse_entry, read_raw
 from mailbackup.vault.replicas import OWN_FAULT, Replica, Replicas, put_same
 from mailbackup.vault.state import State
 
+LEFT_OVER_SECONDS = 5 * 86400
+"""How long what was sent may wait for the entry that registers it. After seven days without one `prune` may remove it: the difference is for clocks, and
+for the time that a put takes."""
+
 
 class OtherEntry(ConflictError):
-    """The store holds another entry, signed by this writer, where the pending one would go: the state was rolled back."""
+    """The store holds another entry, signed by this writer or the admin, where the pending one would go: it is not going to be."""
 
 
 def fix(state: State, objects: list[tuple[ObjectKey, bytes]]) -> None:
@@ -80,11 +84,15 @@ def put_left_over(replicas: Replicas, state: State, anchors: Anchors) -> None:
 
 
 def _has_packs(replicas: Replicas, replica: Replica, entry: LedgerEntry) -> bool:
-    """Whether a store holds all packs that an entry registers. By a listing: a host that may not read packs may list them."""
+    """Whether a store holds all packs that an entry registers, and not for so long that a prune may be removing them.
+
+    By a listing: a host that may not read packs may list them.
+    """
     store = replica.store
     assert store is not None, "a current replica without a store"
     try:
-        return all(any(stat.size == pack.size for _, stat in store.list(pack_key(pack.id))) for pack in entry.packs)
+        oldest = store.now() - LEFT_OVER_SECONDS
+        return all(any(stat.size == pack.size and stat.time > oldest for _, stat in store.list(pack_key(pack.id))) for pack in entry.packs)
     except OWN_FAULT as error:
         replica.error = error
         return False
@@ -133,6 +141,8 @@ def _check_same(store: Store, entry: LedgerEntry, raw: bytes) -> None:
     if theirs == raw:
         return
     other, _, _ = parse_entry(theirs, entry_key(entry.seq), Anchors(vault=entry.vault, admin=entry.signer))
+    if other.type == "trust":  # who follows the ledger from here checks that the admin signed it
+        raise OtherEntry(f"entry {entry.seq} was added by the admin at this moment", hint="Run it again: it goes on from there.")
     if other.signer == entry.signer:
         raise OtherEntry(f"entry {entry.seq} of the store is not the one that was about to be written: the state is older than the vault")
     raise ConflictError(f"entry {entry.seq} was written by {other.signer[:16]}…, another writer than this host")

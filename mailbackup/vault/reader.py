@@ -252,7 +252,7 @@ class VaultReader:
 
     def mailbox(self, snapshot: Snapshot, address: str, location: str | None = None) -> tuple[MailboxRow, MailboxTree]:
         """The mailbox of an address (or with this key). Raises NotFound, also when several have it and no location tells which."""
-        found = [(row, ref) for row, ref in self.table(snapshot) if _means(row, address) and location in (None, row.location)]
+        found = [(row, ref) for row, ref in self.table(snapshot) if means(row, address) and location in (None, row.location)]
         erased = [self.erased.of(self.anchors, row.key, snapshot.seq) for row, _ in found]
         rows = [pair for pair, act in zip(found, erased, strict=True) if act is None]
         if found and not rows and erased[0] is not None:
@@ -317,7 +317,8 @@ def _may_hold(rows: Sequence[SegmentRow], index: int, keys: set[str]) -> bool:
     return any(first <= key and (after is None or key < after) for key in keys)
 
 
-def _means(row: MailboxRow, address: str) -> bool:
+def means(row: MailboxRow, address: str) -> bool:
+    """Whether `address` (or a key) is that of this mailbox; the case of the domain does not matter."""
     user, at, domain = address.rpartition("@")
     return address == row.key or row.address == (f"{user}@{domain.lower()}" if at else address)
 

@@ -101,8 +101,10 @@ def _follow(store: Store, head: int, state: State, anchors: Anchors, writer: Pub
         return _from_scratch(store, state, anchors, writer, head)
     if head == pinned[0]:
         return []
-    for link in walk(store, anchors, _known_trust(state, anchors), last=head, after=pinned):
-        _apply(store, state, link, writer)
+    trust = _known_trust(state, anchors)
+    for link in walk(store, anchors, trust, last=head, after=pinned):
+        _apply(store, state, link, writer, trust)
+    _check_writer(trust, head, writer)
     return [_behind(pinned[0], state)]
 
 
@@ -116,10 +118,11 @@ def _from_scratch(store: Store, state: State, anchors: Anchors, writer: PublicKe
     after: tuple[int, Digest] | None = None
     first = head - head % LEDGER_PAGE
     if first:
-        after = _from_page(store, state, anchors, writer, first)
         trust = page_trust(store, first, anchors)
+        after = _from_page(store, state, anchors, trust, first)
     for link in walk(store, anchors, trust, last=head, after=after):
-        _apply(store, state, link, writer)
+        _apply(store, state, link, writer, trust)
+    _check_writer(trust, head, writer)
     if not state.snapshot_counts() and not first:
         return []
     state.put(FREEZE_NEXT, "the first snapshot after the state was lost")
@@ -127,13 +130,13 @@ def _from_scratch(store: Store, state: State, anchors: Anchors, writer: PublicKe
     return []
 
 
-def _from_page(store: Store, state: State, anchors: Anchors, writer: PublicKey, first: int) -> tuple[int, Digest]:
-    """The live set as the first entry of the last page carries it."""
-    trust = page_trust(store, first, anchors)
+def _from_page(store: Store, state: State, anchors: Anchors, trust: Trust, first: int) -> tuple[int, Digest]:
+    """The live set as the first entry of the last page carries it; `trust` learns that entry if it is about trust itself."""
     raw = read_raw(store, first)
     entry, _, _ = parse_entry(raw, f"ledger/{first // LEDGER_PAGE:010d}/{first:010d}.json", anchors)
     link = check_entry(raw, first, entry.prev, trust, anchors)
-    _check_writer(link, writer)
+    if link.entry.type == "trust":
+        trust.learn(link.entry, link.raw)
     live = live_list_of(store, link.entry)
     if live is None:
         raise ChainBroken(f"entry {first} carries no live set")
@@ -148,16 +151,15 @@ def _from_page(store: Store, state: State, anchors: Anchors, writer: PublicKey, 
     return link.seq, link.sha256
 
 
-def _apply(store: Store, state: State, link: Link, writer: PublicKey) -> None:
+def _apply(store: Store, state: State, link: Link, writer: PublicKey, trust: Trust) -> None:
     """What one entry changes: its packs live, its stops do not."""
     entry = link.entry
-    _check_writer(link, writer)
+    _check_signer(link, writer, trust)
     for pack in entry.packs:
         state.add_pack(pack)
     state.register_epochs(entry.epochs)
     if entry.type == "trust":
-        lines = codec.decode(state.get(TRUST_LINES) or "[]", list, TRUST_LINES)
-        state.put(TRUST_LINES, codec.encode([*lines, link.raw.decode("utf-8")]).decode())
+        state.put(TRUST_LINES, codec.encode(trust.lines).decode())
     if entry.type == "snapshot" and entry.outcome is not None:
         packs = state.packs()
         for pack_id, ranges in stops_of(store, entry):
@@ -175,16 +177,24 @@ def _numbers(ranges: str, blocks: int, entry: LedgerEntry) -> list[int]:
         raise RecordInvalid(f"entry {entry.seq}: {error}") from None
 
 
-def _check_writer(link: Link, writer: PublicKey) -> None:
-    entry = link.entry
-    if entry.type != "trust":
-        if entry.signer != writer:
-            raise ConflictError(f"entry {entry.seq} was written by {entry.signer[:16]}…, another writer than this host")
+def _check_signer(link: Link, writer: PublicKey, trust: Trust) -> None:
+    """Once this host was named the writer, all entries are its own; those before are the history that it goes on from."""
+    signer = link.entry.signer
+    if link.entry.type != "trust" and signer != writer and "writer" in trust.roles.get(writer, ()):
+        raise ConflictError(f"entry {link.seq} was written by {signer[:16]}…, another writer than this host")
+
+
+def _check_writer(trust: Trust, head: int, writer: PublicKey) -> None:
+    """At the head this host is the writer, and the only one."""
+    others = [key for key, roles in trust.roles.items() if "writer" in roles and key != writer]
+    if "writer" in trust.roles.get(writer, ()) and not others:
         return
-    if any(grant.role == "writer" and grant.key == writer for grant in entry.revoke):
-        raise ConflictError(f"entry {entry.seq}: this host is no longer the writer of this vault")
-    if any(grant.role == "writer" and grant.key != writer for grant in entry.grant):
-        raise ConflictError(f"entry {entry.seq}: the vault was handed to another writer; this host may not add to it")
+    said = f": that is {others[0][:16]}… now" if others else ""
+    raise ConflictError(
+        f"entry {head} and those before it: this host is not, or no longer, the writer of this vault{said}",
+        hint="The vault was handed to another host with 'mailbackup vault adopt'. Stop the backups of this one; or, if it is the one that is to go on,"
+        " run 'mailbackup vault adopt' here.",
+    )
 
 
 def _forget_lost(replicas: Replicas, state: State, anchors: Anchors, *, changed: bool) -> list[Finding]:

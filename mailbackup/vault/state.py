@@ -45,6 +45,8 @@ CREATE TABLE source (name TEXT PRIMARY KEY, kind TEXT, mailboxes INTEGER, messag
 CREATE TABLE snapshot (seq INTEGER PRIMARY KEY, time TEXT, messages INTEGER, bytes INTEGER, outcome TEXT);
 CREATE TABLE pending (position INTEGER PRIMARY KEY, key TEXT, data BLOB);
 """
+_LATER = "CREATE TABLE IF NOT EXISTS gather (unit INTEGER PRIMARY KEY, fragments INTEGER, live INTEGER, dead INTEGER)"
+"""What a state of this version may lack, and gets when it is opened."""
 
 
 class State:
@@ -100,6 +102,7 @@ class State:
                 f"the state in {self.path} belongs to vault {owner[0][:12]}…, the configuration names {vault[:12]}…",
                 hint="Give each vault a state directory of its own with --state DIR.",
             )
+        db.execute(_LATER)
         return db
 
     def _create(self, db: sqlite3.Connection, vault: VaultId) -> None:
@@ -317,7 +320,7 @@ class State:
 
     def drop_unit(self, unit: int) -> None:
         """Forget a unit and everything below it."""
-        for table, column in (("segment", "unit"), ("dirfact", "unit"), ("unit", "no")):
+        for table, column in (("segment", "unit"), ("dirfact", "unit"), ("gather", "unit"), ("unit", "no")):
             self.execute(f"DELETE FROM {table} WHERE {column} = ?", (unit,))  # noqa: S608 - names from this line
 
     def segments(self, unit: int, folder: bytes | None = None) -> Iterator[tuple[bytes, CachedSegment]]:

@@ -36,7 +36,8 @@ from mailbackup.model.ledger import (
     to_ranges,
 )
 from mailbackup.model.tree import SMALL_BLOB, Outcome, Root, Snapshot, SourceCount
-from mailbackup.vault.commit import fix, put_pending
+from mailbackup.vault.commit import LEFT_OVER_SECONDS, fix, put_pending
+from mailbackup.vault.gather import FRAGMENT
 from mailbackup.vault.heal import refuse_dead
 from mailbackup.vault.replay import FREEZE_NEXT, HEAL_NEXT, STATE_IS_NEW, TRUST_LINES
 from mailbackup.vault.replicas import Replicas
@@ -116,6 +117,7 @@ class VaultWriter:
         self._in_flight: dict[str, Block] = {}  # large blobs of this run that are not in the state yet
         self._new_large: list[Piece] = []
         self._checkpoint_at = (time.monotonic(), 0)
+        self._registered_at = (time.time(), time.clock_gettime(time.CLOCK_BOOTTIME))
         state.begin()
 
     @property
@@ -160,8 +162,10 @@ class VaultWriter:
     def flush(self, unit: Unit, *kinds: LaneKind) -> None:
         """Send off the open blocks of these kinds."""
         for kind in kinds:
-            if kind in unit.lanes:
-                self._packs.flush(unit.lanes[kind])
+            lane = unit.lanes.get(kind)
+            if lane is not None:
+                unit.fragments += kind in ("headers", "bodies") and 0 < len(lane.buffer) < FRAGMENT
+                self._packs.flush(lane)
 
     def settle(self, pieces: Iterable[Piece]) -> None:
         """Wait until the places of these blobs are known."""
@@ -246,6 +250,7 @@ class VaultWriter:
 
     def _register_packs(self) -> tuple[PackRow, ...]:
         """Finish the packs, and bring blocks, large blobs and reference counts into the state."""
+        self._refuse_old()
         finished = self._packs.finish_packs()
         numbers = {pack.id: self._state.add_pack(_row(pack, self._epoch.epoch)) for pack in finished}
         with self._state.lock:
@@ -260,6 +265,18 @@ class VaultWriter:
             raise StateUnusable(f"the state is unusable: it refers to {len(missing)} blocks that are not live, first {missing[0]}")
         self._changes.clear()
         return tuple(_row(pack, self._epoch.epoch) for pack in finished)
+
+    def _refuse_old(self) -> None:
+        """What nobody registered for a week may be pruned as the left-over of a dead run. Raises ConflictError when this run was paused for so long that
+        what it sent may be gone by now: by the clock of the day, or by the one that also counts while the machine sleeps."""
+        wall, boot = self._registered_at
+        paused = max(time.time() - wall, time.clock_gettime(time.CLOCK_BOOTTIME) - boot)
+        if paused > LEFT_OVER_SECONDS and self._packs.stored > 0:
+            raise ConflictError(
+                f"this run was paused for {paused / 86400:.0f} days: what it sent may have been removed since",
+                hint="Run it again; what was registered before is used.",
+            )
+        self._registered_at = (time.time(), time.clock_gettime(time.CLOCK_BOOTTIME))
 
     def _stops(self) -> BlockList:
         unused = self._state.unused_blocks()

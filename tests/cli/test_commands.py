@@ -15,6 +15,7 @@ from mailbackup import access, app
 from mailbackup.cli import secret
 from mailbackup.model.finding import Finding, FindingKind
 from mailbackup.model.results import BackupResult
+from mailbackup.upkeep.rolling import Budget
 from tests.cli.conftest import Cli
 from tests.cli.reference import leaves
 from tests.cli.samples import ANSWERS, BACKUP, EXPUNGED, PLANNED, UNREADABLE, changed
@@ -159,7 +160,16 @@ def test_a_plan_is_shown_also_when_quiet(cli: Cli, config_file: str, calls: Call
 @pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("100%", 1.0), ("0.5", 0.5), ("1", 1.0), ("2.5%", 0.025)])
 def test_verify_takes_a_share(text: str, share: float, cli: Cli, config_file: str, calls: Calls):
     cli("verify", "--decrypt", "--sample", text, "--config", config_file)
-    assert calls == [("verify", (), {"decrypt": True, "sample": pytest.approx(share)})]
+    assert calls == [("verify", (), {"decrypt": True, "sample": pytest.approx(share), "budget": None, "sign": None})]
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [("1%", Budget(share=0.01)), ("10GiB", Budget(bytes=10 << 30)), ("1.5 GB", Budget(bytes=1_500_000_000)), ("2h", Budget(seconds=7200))],
+)
+def test_verify_takes_a_budget(text: str, budget: Budget, cli: Cli, config_file: str, calls: Calls):
+    cli("verify", "--budget", text, "--sign", "prune.key", "--config", config_file)
+    assert calls == [("verify", (), {"decrypt": False, "sample": None, "budget": budget, "sign": "prune.key"})]
 
 
 def test_init_makes_whole_paths(cli: Cli, calls: Calls, tmp_path):

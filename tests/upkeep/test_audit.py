@@ -60,9 +60,7 @@ def audit(
     with closing(past.store()) as store, craft.reading(past, past.anchors) as reader:
         book = read_book(store, past.anchors)
         audited = Auditor(reader, registry, ignore, sample, book).run(list(reader.snapshots())[:newest])
-        recorded = record_audit(
-            store, past.anchors, signers, registry=registry, head=head, book=book, audited=audited, findings=audited.findings
-        )
+        recorded = record_audit(store, past.anchors, signers, registry=registry, head=head, audited=audited, findings=audited.findings)
     return audited, recorded
 
 

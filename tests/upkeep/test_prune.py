@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from mailbackup import keeping
+from mailbackup import app, keeping
 from mailbackup.crypto.signing import SigningKey
 from mailbackup.errors import ChainBroken, KeyProblem, NotFound, PruneRefused, StoreRefused, StoreUnavailable, UsageError
 from mailbackup.model.ids import entry_key
@@ -262,3 +262,18 @@ def test_dry_run_changes_nothing_and_says_why(keeper: Keeper):
     assert told[second].keep
     assert all(row.reasons for row in told.values())
     assert timedelta(0) is not None
+
+
+def test_snapshots_shows_what_was_dropped_pinned_and_is_gone(keeper: Keeper):
+    first = keeper.night("1")
+    second = keeper.night("2")
+    keeping.pin(keeper.context, (first,), note="before the move", release=False, key_file=keeper.key_file)
+    keeper.prune()
+    rows = {row.seq: row for row in app.snapshots(keeper.context)}
+    assert (rows[first].pinned, rows[first].dropped) == ("before the move", ())
+    assert (rows[first - 1].pinned, rows[first - 1].dropped) == (None, ("local",))
+    keeper.wait(8)
+    keeper.audited()
+    keeper.prune()
+    assert first - 1 not in {row.seq for row in app.snapshots(keeper.context)}
+    assert second in {row.seq for row in app.snapshots(keeper.context)}
