@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from mailbackup import kit as recovery
 from mailbackup.access import Context, chosen_stores, common_anchors, open_reader, use_nearest
@@ -20,7 +20,7 @@ from mailbackup.crypto.signing import SigningKey
 from mailbackup.errors import ChainBroken, IdentityMissing, KeyMalformed, NotFound, StoreError
 from mailbackup.model.erasure import ErasedStore, EraseResult
 from mailbackup.model.ids import Digest, PackId, pack_key
-from mailbackup.model.ledger import Anchors, Head, PackPart, tombstone, to_ranges
+from mailbackup.model.ledger import Anchors, Head, PackPart, to_ranges, tombstone
 from mailbackup.stores.base import Store
 from mailbackup.upkeep.acts import Book, add_act, read_book
 from mailbackup.upkeep.registry import Registry
@@ -30,6 +30,8 @@ from mailbackup.vault.reader import VaultReader
 from mailbackup.vault.tombstones import Tombstones
 
 _PER_ACT = 5_000  # packs that one act names, with the ranges of their blocks
+
+_Planned = tuple[Store, Anchors, Erasure]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +43,26 @@ class _Admin:
     anchors: Anchors
 
 
-def erase(context: Context, address: str, *, location: str | None = None, planned: bool = False) -> EraseResult:
+def erase(
+    context: Context,
+    address: str,
+    *,
+    location: str | None = None,
+    planned: bool = False,
+    on_plan: Callable[[EraseResult], None] | None = None,
+) -> EraseResult:
     """Erase the mailboxes of an address from the chosen stores; with `planned` only say what would go and what would stay.
 
-    All stores are planned before the first is changed. Raises IdentityMissing and KeyMalformed without the recovery kit, NotFound when no store has the
-    mailbox, SafetyRefusal while the newest snapshot holds it, DamageError when it cannot be told what others refer to.
+    `on_plan` gets that before anything is done, and all stores are planned before the first is changed. Raises IdentityMissing and KeyMalformed without the
+    recovery kit, NotFound when no store has the mailbox, SafetyRefusal while the newest snapshot holds it, DamageError when it cannot be told what others
+    refer to.
     """
     began = time.monotonic()
     admin = _admin(context)
     stores: list[ErasedStore] = []
-    keys: set[str] = set()
     absent: NotFound | StoreError | None = None
     with contextlib.ExitStack() as stack:
-        plans: list[tuple[Store, Anchors, Erasure]] = []
+        plans: list[_Planned] = []
         for place in chosen_stores(context):
             try:
                 reader = stack.enter_context(_vault(context, place.name, admin))
@@ -65,14 +74,23 @@ def erase(context: Context, address: str, *, location: str | None = None, planne
                 absent = absent or error
         if not plans and absent is not None:
             raise absent
-        for store, anchors, plan in plans:
-            keys |= plan.mailboxes
-            act = None if planned else _sign(store, anchors, admin.key, plan)
-            stores.append(_told(store, plan, act))
-    away = any(store.outcome == "unreachable" for store in stores)
+        said = _result(context, address, plans, stores, [None] * len(plans), began)
+        if planned:
+            return said
+        if on_plan is not None:
+            on_plan(said)
+        acts = [_sign(store, anchors, admin.key, plan) for store, anchors, plan in plans]
+        return _result(context, address, plans, stores, acts, began)
+
+
+def _result(
+    context: Context, address: str, plans: list[_Planned], away: list[ErasedStore], acts: Sequence[int | None], began: float
+) -> EraseResult:
+    told = [_told(store, plan, act) for (store, _, plan), act in zip(plans, acts, strict=True)]
     chosen = {place.name for place in chosen_stores(context)}
+    done: Literal["planned", "partial", "erased"] = "planned" if None in acts else "partial" if away else "erased"
     return EraseResult(
-        outcome="planned" if planned else "partial" if away else "erased", address=address, mailboxes=tuple(sorted(keys)), stores=tuple(stores),
+        outcome=done, address=address, mailboxes=tuple(sorted({key for _, _, plan in plans for key in plan.mailboxes})), stores=(*told, *away),
         others=tuple(place.name for place in context.config.stores if place.name not in chosen), seconds=round(time.monotonic() - began, 3),
     )  # fmt: skip
 
@@ -105,7 +123,9 @@ def _plan(context: Context, reader: VaultReader, address: str, location: str | N
         erased.add(link.act)
     kept = [link for link in reversed(links) if link.entry.type == "snapshot" and _is_here(book, store, link)]
     head: tuple[int, Digest] = (links[-1].seq, links[-1].sha256)
-    return plan_erasure(reader, registry, head, kept, erased, address=address, location=location, on_event=context.on_event)
+    return plan_erasure(
+        reader, registry, head, kept, erased, address=address, location=location, missing=book.missing, on_event=context.on_event
+    )
 
 
 def _walked(store: Store, anchors: Anchors) -> tuple[Registry, list[Link]]:
@@ -127,21 +147,26 @@ def _is_here(book: Book, store: Store, link: Link) -> bool:
 
 
 def _sign(store: Store, anchors: Anchors, key: SigningKey, plan: Erasure) -> int | None:
-    """An act for each mailbox; the first ones name the blocks."""
+    """Acts that name the blocks, and then the mailboxes: when this is cut off, the same command does it again."""
     packs = [PackPart(id=pack, blocks=to_ranges(numbers)) for pack, numbers in plan.goes.items()]
-    parts = [packs[start : start + _PER_ACT] for start in range(0, len(packs), _PER_ACT)]
-    keys = sorted(plan.mailboxes)
+    parts = [packs[start : start + _PER_ACT] for start in range(0, len(packs), _PER_ACT)] or [[]]
+    first, *keys = sorted(plan.mailboxes)
+    acts: list[tuple[list[PackPart], str | None]] = [
+        *((part, None) for part in parts[:-1]),
+        (parts[-1], first),
+        *(([], key) for key in keys),
+    ]
     last = None
-    for number in range(max(len(parts), len(keys))):
-        part = parts[number] if number < len(parts) else []
-        act = add_act(store, anchors, key, "erase", partial(_members, anchors, plan, keys[min(number, len(keys) - 1)], part))
+    for part, mailbox in acts:
+        act = add_act(store, anchors, key, "erase", partial(_members, anchors, plan, mailbox, part))
         last = last if act is None else act.seq
     return last
 
 
-def _members(anchors: Anchors, plan: Erasure, mailbox: str, packs: list[PackPart], _book: Book) -> dict[str, Any]:
+def _members(anchors: Anchors, plan: Erasure, mailbox: str | None, packs: list[PackPart], _book: Book) -> dict[str, Any]:
     seq, sha256 = plan.head
-    return {"head": Head(seq=seq, sha256=sha256), "packs": tuple(packs), "mailbox": tombstone(anchors.vault, mailbox)}
+    named = None if mailbox is None else tombstone(anchors.vault, mailbox)
+    return {"head": Head(seq=seq, sha256=sha256), "packs": tuple(packs), "mailbox": named}
 
 
 def _told(store: Store, plan: Erasure, act: int | None) -> ErasedStore:

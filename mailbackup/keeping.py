@@ -18,9 +18,10 @@ from mailbackup.model.ledger import ActType, Anchors, Head
 from mailbackup.model.options import StoreConfig
 from mailbackup.model.results import ActResult, PrunedStore, PruneResult, SnapshotReason
 from mailbackup.stores.base import Store
-from mailbackup.upkeep.acts import Book, add_act
+from mailbackup.upkeep.acts import Book, add_act, read_book
 from mailbackup.upkeep.planning import Rules
 from mailbackup.upkeep.prune import Pruned, dry_run, look, prune
+from mailbackup.upkeep.witness import check_seen, remember_seen
 from mailbackup.vault.chain import Trust, find_head, trust_within
 
 ACKABLE = ("freeze", "share", "silence")
@@ -65,7 +66,10 @@ def _one(context: Context, place: StoreConfig, rules: Rules, signer: SigningKey 
         if signer is None:
             return dry_run(store, anchors, rules, remove_last=remove_last)
         _check_role(store, anchors, signer)
-        return prune(store, anchors, signer, rules, remove_last=remove_last, stop=stop, on_event=context.on_event)
+        check_seen(context.state_dir, place.name, read_book(store, anchors))
+        done = prune(store, anchors, signer, rules, remove_last=remove_last, stop=stop, on_event=context.on_event)
+        remember_seen(context.state_dir, place.name, read_book(store, anchors))
+        return done
 
 
 def _rules(context: Context, place: StoreConfig, remove_last: bool) -> Rules:
@@ -203,7 +207,9 @@ def _act(context: Context, place: StoreConfig, kind: ActType, make: _Make, signe
         history = look(store, anchors).history
         known = {entry.seq for entry in history.entries if entry.outcome is not None}
         head = Head(seq=history.head[0], sha256=history.head[1])
+        check_seen(context.state_dir, place.name, history.book)
         act = add_act(store, anchors, signer, kind, lambda book: make(book, known, head))
         if act is None:
             raise ConflictError(f"store {place.name}: nothing was recorded")
+        remember_seen(context.state_dir, place.name, read_book(store, anchors))
         return act.seq

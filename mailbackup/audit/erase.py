@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from mailbackup.audit.walk import used
-from mailbackup.errors import NotFound, SafetyRefusal
+from mailbackup.errors import NotFound, ObjectMissing, SafetyRefusal
 from mailbackup.model.events import OnEvent, Phase, Progress
 from mailbackup.model.ids import Digest, PackId
 from mailbackup.model.tree import BlobRef, BlockRow, MailboxRow, MailboxTree, Ref, SegmentRow, Snapshot
@@ -41,9 +41,10 @@ class Erasure:
 
 def plan_erasure(
     reader: VaultReader, registry: Registry, head: tuple[int, Digest], links: Iterable[Link], erased: Tombstones, *, address: str,
-    location: str | None, on_event: OnEvent,
+    location: str | None, missing: Collection[PackId], on_event: OnEvent,
 ) -> Erasure:  # fmt: skip
-    """Plan the erasure of all mailboxes of an address. `links` are the snapshots whose objects are still there, newest first; `erased` went before.
+    """Plan the erasure of all mailboxes of an address. `links` are the snapshots whose objects are still there, newest first; `erased` went before, and
+    `missing` packs need not be there any more.
 
     Raises NotFound when no snapshot holds one, SafetyRefusal when the newest snapshot does, or what it alone needs is counted as live, and DamageError
     when a tree cannot be read.
@@ -60,8 +61,8 @@ def plan_erasure(
             if erased.of(reader.anchors, row.key, snapshot.seq) is not None:
                 continue  # it needs nothing any more
             if means(row, address) and location in (None, row.location):
-                _meet(plan, row, snapshot, newest=count == 1)
-                own |= reach.mailbox(ref, row.address)
+                _meet(plan, row, snapshot, reader.store.name, newest=count == 1)
+                own.update(_own(reach, ref, row.address, missing))
             else:
                 others |= reach.mailbox(ref, row.address)
         on_event(Progress(count, 0, f"snapshot {link.seq}"))
@@ -77,10 +78,20 @@ def plan_erasure(
     return plan
 
 
-def _meet(plan: Erasure, row: MailboxRow, snapshot: Snapshot, *, newest: bool) -> None:
+def _own(reach: _Reach, ref: BlobRef, address: str, missing: Collection[PackId]) -> Collection[Block]:
+    """What the mailbox refers to. An act that was cut off before it could name the mailbox may have let its trees go."""
+    try:
+        return reach.mailbox(ref, address)
+    except ObjectMissing:
+        if not missing:
+            raise
+        return ()
+
+
+def _meet(plan: Erasure, row: MailboxRow, snapshot: Snapshot, store: str, *, newest: bool) -> None:
     if newest:
         raise SafetyRefusal(
-            f"{row.address} is in the newest snapshot {snapshot.seq}",
+            f"{row.address} is in the newest snapshot {snapshot.seq} of store {store}",
             hint="Remove the mailbox on the mail server and make a backup; then erase it. Nothing was changed.",
         )
     if snapshot.seq not in plan.snapshots:

@@ -41,7 +41,7 @@ class Sources:
     mail: tuple[MailConfig, ...]
     directories: tuple[DirectoryConfig, ...]
     max_shrink: float = 0.5
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     gather_budget: int = BUDGET  # bytes of messages that may be read to be sent again; 0 = none
     rescan: bool = False
     accept_shrink: bool = False

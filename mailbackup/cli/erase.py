@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mailbackup.cli.answer import Answer, fields_of
+from mailbackup.cli.answer import Answer, fields_of, lines, write
 from mailbackup.cli.command import Run, command
 from mailbackup.cli.text import duration, number, size
 from mailbackup.errors import StoreError, UsageError
@@ -35,10 +35,14 @@ def erase(
     if not (dry_run or yes):
         raise UsageError("nothing was done: erasing cannot be taken back", hint="Look at it with --dry-run first; then say --yes.")
     context = run.context()
-    planned = erasure.erase(context, address, location=location, planned=True)
-    result = planned if dry_run else erasure.erase(context, address, location=location)
+    result = erasure.erase(context, address, location=location, planned=dry_run, on_plan=None if run.settings.json else _show)
     status = StoreError.exit_status if result.outcome == "partial" else 0
     return Answer(outcome=result.outcome, exit_status=status, fields=fields_of(result), text=list(told(result)), report=not dry_run)
+
+
+def _show(plan: EraseResult) -> None:
+    """The plan, before it is done."""
+    write(lines(told(plan)))
 
 
 def told(result: EraseResult) -> Iterator[str]:

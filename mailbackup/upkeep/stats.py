@@ -6,17 +6,16 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from mailbackup.errors import ChainBroken
 from mailbackup.model.ids import PackId
 from mailbackup.model.ledger import Anchors, LedgerEntry
 from mailbackup.model.results import Gains, GrowthRow, StoreStats
 from mailbackup.stores.base import Store
-from mailbackup.upkeep.acts import Book, read_book
+from mailbackup.upkeep.acts import Book
 from mailbackup.upkeep.page import live_registry
 from mailbackup.upkeep.registry import Registry
-from mailbackup.vault.chain import Link, Trust, check_head, find_head, walk
+from mailbackup.vault.chain import Link, Trust, check_head, find_head, read_acts, walk
 
 Period = Literal["day", "week", "month"]
 
@@ -31,27 +30,35 @@ class _Grown:
     freed: int = 0
 
 
+class _Came(NamedTuple):
+    """A pack: its size, and when it came."""
+
+    size: int
+    period: str
+
+
 @dataclass(slots=True)
 class _Life:
     """What all entries come to."""
 
     by: Period
-    absent: set[PackId]  # what never came here did not grow this store
-    sizes: dict[PackId, int] = field(default_factory=dict)
+    packs: dict[PackId, _Came] = field(default_factory=dict)
     snapshots: int = 0
     records: int = 0
     periods: defaultdict[str, _Grown] = field(default_factory=lambda: defaultdict(_Grown))
 
     def learn(self, link: Link) -> None:
-        entry, grown = link.entry, self.periods[period_of(link.entry.time, self.by)]
+        """Take over an entry."""
+        entry, period = link.entry, period_of(link.entry.time, self.by)
         is_snapshot = entry.type == "snapshot"
         self.snapshots += is_snapshot
+        self.periods[period].snapshots += is_snapshot
         self.records += len(link.raw) + _objects(entry)
-        self.sizes |= {pack.id: pack.size for pack in entry.packs}
-        grown.snapshots += is_snapshot
-        came = [pack.size for pack in entry.packs if pack.id not in self.absent]
-        grown.packs += len(came)
-        grown.added += sum(came)
+        self.packs |= {pack.id: _Came(pack.size, period) for pack in entry.packs}
+
+    def sum(self, packs: Iterable[PackId]) -> int:
+        """Bytes of packs; one that no entry names (an interrupted run's) has no known size, and never counted as added."""
+        return sum(self.packs[pack].size for pack in packs if pack in self.packs)
 
 
 def store_stats(store: Store, anchors: Anchors, by: Period = "month") -> StoreStats:
@@ -60,20 +67,19 @@ def store_stats(store: Store, anchors: Anchors, by: Period = "month") -> StoreSt
     Raises ChainBroken, DamageError and what the store raises.
     """
     live = live_registry(store, anchors)  # first: whatever comes after it lives
-    book, head = read_book(store, anchors), find_head(store)
-    life = _Life(by, book.absent)
+    life, trust, head = _Life(by), Trust(anchors.admin), find_head(store)
     check_head(head, anchors)
-    if head == 0:
-        raise ChainBroken("the vault has no ledger")
-    for link in walk(store, anchors, Trust(anchors.admin), last=head):
+    for link in walk(store, anchors, trust, last=head):
         life.learn(link)
-    _learn_freed(life, book)
-    here = {pack: size for pack, size in life.sizes.items() if pack not in book.missing}
-    living = sum(size for pack, size in here.items() if pack in live.packs)
+    book = Book()
+    for act in read_acts(store, anchors, trust):
+        book.learn(act)
+    here = {pack: came.size for pack, came in life.packs.items() if pack not in book.missing}
+    living = life.sum(pack for pack in here if pack in live.packs)
     return StoreStats(
         name=store.name, head=head, snapshots=life.snapshots, dropped=len(book.dropped), pinned=len(book.pinned), acts=len(book.acts),
-        packs=len(here), bytes=sum(here.values()), live=living, stopped=_stopped(live, here), dead=sum(here.values()) - living,
-        freed=_sum(life, book.deleted - book.absent), absent=_sum(life, book.absent), records=life.records, growth=_growth(life),
+        packs=len(here), bytes=life.sum(here), live=living, stopped=_stopped(live, here), dead=life.sum(here) - living,
+        freed=life.sum(book.deleted - book.absent), absent=life.sum(book.absent), records=life.records, growth=_growth(life, book),
     )  # fmt: skip
 
 
@@ -97,14 +103,24 @@ def _objects(entry: LedgerEntry) -> int:
     return sum(row.size for row in (entry.snapshot, *lists) if row is not None)
 
 
-def _sum(life: _Life, packs: Iterable[PackId]) -> int:
-    """Bytes of packs; one that no entry names (an interrupted run's) has no known size, and never counted as added."""
-    return sum(life.sizes.get(pack, 0) for pack in packs)
-
-
 def _stopped(live: Registry, here: dict[PackId, int]) -> int:
     """About how many bytes of living packs are of dead blocks. How large each block is stands in the pack's footer, so all count alike."""
     return sum(here[pack] * row.dead // max(1, row.row.blocks) for pack, row in live.packs.items() if pack in here)
+
+
+def _growth(life: _Life, book: Book) -> tuple[GrowthRow, ...]:
+    for pack, came in life.packs.items():
+        if pack not in book.absent:  # what never came did not grow this store
+            life.periods[came.period].packs += 1
+            life.periods[came.period].added += came.size
+    _learn_freed(life, book)
+    rows, total = [], 0
+    for period, grown in sorted(life.periods.items()):
+        total += grown.added - grown.freed
+        rows.append(
+            GrowthRow(period=period, snapshots=grown.snapshots, packs=grown.packs, added=grown.added, freed=grown.freed, total=total)
+        )
+    return tuple(rows)
 
 
 def _learn_freed(life: _Life, book: Book) -> None:
@@ -114,15 +130,4 @@ def _learn_freed(life: _Life, book: Book) -> None:
         if act.type == "prune":
             packs = {part.id for part in act.packs} - done
             done |= packs
-            life.periods[period_of(act.time, life.by)].freed += _sum(life, packs)
-
-
-def _growth(life: _Life) -> tuple[GrowthRow, ...]:
-    rows, total = [], 0
-    for period in sorted(life.periods):
-        grown = life.periods[period]
-        total += grown.added - grown.freed
-        rows.append(
-            GrowthRow(period=period, snapshots=grown.snapshots, packs=grown.packs, added=grown.added, freed=grown.freed, total=total)
-        )
-    return tuple(rows)
+            life.periods[period_of(act.time, life.by)].freed += life.sum(packs)

@@ -393,10 +393,10 @@ def _judged_alone(store: Store, anchors: Anchors, seq: int, known: Known | None)
 
 def _learn_page(store: Store, seq: int, trust: Trust, anchors: Anchors) -> None:
     """Trust entries inside the page of entry `seq`: looked for only when its signer is new, since most vaults have none after entry 1."""
-    for number in range(max(2, seq - seq % LEDGER_PAGE), seq + 1):
-        raw = read_raw(store, number)
-        if b'"type":"trust"' in raw:
-            _learn_signed(trust, raw, anchors)
+    with contextlib.closing(_ahead(store, max(2, seq - seq % LEDGER_PAGE), seq)) as fetched:
+        for raw in (fetch() for fetch in fetched):
+            if b'"type":"trust"' in raw:
+                _learn_signed(trust, raw, anchors)
 
 
 def read_list(store: Store, row: ObjectRow) -> bytes:

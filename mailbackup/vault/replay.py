@@ -189,9 +189,9 @@ def _check_writer(trust: Trust, head: int, writer: PublicKey) -> None:
     others = [key for key, roles in trust.roles.items() if "writer" in roles and key != writer]
     if "writer" in trust.roles.get(writer, ()) and not others:
         return
-    said = f": that is {others[0][:16]}… now" if others else ""
+    now = f": that is {others[0][:16]}… now" if others else ""
     raise ConflictError(
-        f"entry {head} and those before it: this host is not, or no longer, the writer of this vault{said}",
+        f"entry {head}: this host is {'no longer' if (writer, 'writer') in trust.former else 'not'} the writer of this vault{now}",
         hint="The vault was handed to another host with 'mailbackup vault adopt'. Stop the backups of this one; or, if it is the one that is to go on,"
         " run 'mailbackup vault adopt' here.",
     )

@@ -182,7 +182,7 @@ def _said(decided: Plan) -> dict[str, Any]:
 def ledger(nights: int, place: str) -> dict[str, Any]:
     """Write the ledger of ten years, up to the end of the page that it is in, which is the worst case for a fresh reader."""
     admin, writer = SigningKey.generate(), SigningKey.generate()
-    made = _Made(place, admin, writer)
+    made = Made(place, admin, writer)
     sizes: dict[str, int] = {}
     last = nights + 1
     for night in Life(last + LEDGER_PAGE - last % LEDGER_PAGE - 2):
@@ -194,7 +194,7 @@ def ledger(nights: int, place: str) -> dict[str, Any]:
     return {"snapshots": nights, "bytes": {**sizes, "all": sum(sizes.values())}, "live_packs": len(made.live), "objects": made.objects}
 
 
-class _Made:
+class Made:
     """A ledger that is being written as the writer does, past the store's own care for durability."""
 
     def __init__(self, place: str, admin: SigningKey, writer: SigningKey) -> None:

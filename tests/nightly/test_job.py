@@ -498,7 +498,7 @@ def test_the_second_sigterm_interrupts(host: Host):
 
 def test_what_ships(host: Host):
     jobs = load_jobs(host.config_path)
-    assert jobs.keys() == {"nightly", "hourly-mail", "weekly-drill"}
+    assert jobs.keys() == {"nightly", "hourly-mail", "prune", "weekly-drill"}
     assert jobs["nightly"].parts == ("backup", "read-back", "scrub", "boot")
     assert [name for name, made in jobs.items() if made.enabled] == ["nightly"]
     assert (jobs["nightly"].jitter_seconds, jobs["nightly"].misfire_seconds) == (900, 21600)
@@ -559,7 +559,7 @@ def test_names_of_files(host: Host):
 
 
 def test_parts_are_all_known():
-    assert set(PARTS) == {"backup", "read-back", "scrub", "boot", "drill"}
+    assert set(PARTS) == {"backup", "read-back", "scrub", "prune", "boot", "drill"}
 
 
 def test_threads_end(host: Host):

@@ -94,7 +94,7 @@ def test_systemd_accepts_the_units(tmp_path: Path):
     )
     units = tmp_path / UNITS.lstrip("/")
     names = sorted(path.name for path in units.iterdir())
-    assert len(names) == 6  # nightly is one of both
+    assert len(names) == 8  # nightly is one of both
     environment = os.environ | {"SYSTEMD_UNIT_PATH": f"{units}:"}
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *map(str, units.iterdir())], env=environment, capture_output=True, text=True, check=False

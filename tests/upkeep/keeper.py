@@ -6,7 +6,6 @@ import contextlib
 import datetime as real
 import os
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -59,8 +58,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 class Keeper(Past):
     """A Past that prunes: with the admin's key, which may sign everything."""
 
-    def __init__(self, root: object, clock: Clock) -> None:
-        super().__init__(root)
+    def __init__(self, root: object, clock: Clock, stores: int = 1) -> None:
+        super().__init__(root, stores=stores)
         self.clock = clock
         self.retention = RetentionConfig(last=1)
         self.key_file = f"{self.root}/prune.key"
@@ -112,11 +111,11 @@ class Keeper(Past):
 
 
 @pytest.fixture
-def keeper(tmp_path: Any, clock: Clock) -> Iterator[Keeper]:
+def keeper(tmp_path: Any, clock: Clock) -> Keeper:
     """A host with two mailboxes and one snapshot."""
     made = Keeper(tmp_path, clock)
     made.first_day()
     made.deliver("6.stays:2,S", b"Subject: stays\n\n" + os.urandom(1_500_000))  # so that a night is a small share
     made.settle()
     made.backup()
-    yield made
+    return made

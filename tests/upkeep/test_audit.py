@@ -8,18 +8,18 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from msgspec.structs import replace
 
 from mailbackup.audit.record import Recorded, record_audit
 from mailbackup.audit.walk import Audited, Auditor
 from mailbackup.crypto.signing import SigningKey
 from mailbackup.model.events import ignore
 from mailbackup.model.finding import FindingKind
-from mailbackup.model.ids import Digest, PackId, digest, entry_key
+from mailbackup.model.ids import Digest, digest
 from mailbackup.upkeep.acts import Book, add_act, read_book
 from mailbackup.upkeep.registry import Registry
 from mailbackup.vault.chain import Trust, find_head, walk
 from tests import craft
+from tests.upkeep.lies import lie
 from tests.vault.past import Past
 
 STRANGER = SigningKey.generate()
@@ -71,19 +71,6 @@ def kinds(audited: Audited) -> set[FindingKind]:
 def book_of(past: Past) -> Book:
     with closing(past.store()) as store:
         return read_book(store, past.anchors)
-
-
-def lie(past: Past, seq: int, *blocks: tuple[str, int]) -> None:
-    """The writer's key in the wrong hands: entry `seq` stops these blocks as well. What follows is signed anew; no host has seen it before."""
-    prev = None
-    for number in range(seq, craft.head_of(past) + 1):
-        entry = craft.parsed(craft.raw_entry(past, number))
-        if number == seq:
-            entry = replace(entry, stops=(*entry.stops, *((PackId(pack), str(block)) for pack, block in blocks)))
-        raw = craft.signed(replace(entry, prev=prev or entry.prev), craft.writer_key(past))
-        craft.put_raw(past, entry_key(number), raw)
-        prev = digest(raw)
-    past.lose_state()
 
 
 def test_an_audit_that_finds_everything_in_order_leaves_a_record(past: Past) -> None:

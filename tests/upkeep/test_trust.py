@@ -166,7 +166,7 @@ def test_the_only_writer_goes_only_if_that_is_meant(world: Past) -> None:
         trust.revoke_signer(world.context, "prune", DRILL.public)
     assert head(world) == 3
     trust.revoke_signer(world.context, "writer", writer, sure=True)
-    with pytest.raises(ConflictError, match="no longer"):
+    with pytest.raises(ConflictError, match="no longer the writer"):
         world.backup()
     trust.add_signer(world.context, "writer", writer)
     assert world.backup().outcome in ("complete", "explained")
@@ -321,6 +321,8 @@ def test_acts_of_a_store_that_is_away_are_not_given_up(two: World) -> None:
 
 
 def test_a_rebuilt_host_goes_on(world: Past) -> None:
+    world.deliver("30.big:2,S", b"Subject: big\n\n" + os.urandom(500_000))
+    world.backup()
     new = rebuilt(world)
     size = sum(os.path.getsize(pack) for pack in world.packs())
     adopt(new)
@@ -328,16 +330,16 @@ def test_a_rebuilt_host_goes_on(world: Past) -> None:
     assert new.context.config.trust.writer == made != world.context.config.trust.writer
     assert os.stat(access.writer_key_path(new.config_path)).st_mode & 0o777 == 0o600
     result = new.backup()
-    assert result.seq == 5
+    assert result.seq == 6
     assert FindingKind.STATE_NEW not in [finding.kind for finding in result.findings]
     assert sum(os.path.getsize(pack) for pack in world.packs()) - size < size / 4  # trees and listings, no mail
     for _ in range(2):
-        with pytest.raises(ConflictError, match="adopt") as refused:
+        with pytest.raises(ConflictError, match="no longer the writer") as refused:
             world.backup()
         assert refused.value.exit_status == 6
-    assert head(world) == 5
+    assert head(world) == 6
     world.lose_state()
-    with pytest.raises(ConflictError, match="no longer"):
+    with pytest.raises(ConflictError, match="no longer the writer"):
         world.backup()
     for seq in new.committed():
         new.check_restores(seq)
@@ -345,7 +347,7 @@ def test_a_rebuilt_host_goes_on(world: Past) -> None:
     new.deliver("50.new:2,", letter("after"))
     assert new.backup().outcome == "complete"
     new.lose_state()
-    assert new.backup().seq == 7  # the entries of the old writer are its history
+    assert new.backup().seq == 8  # the entries of the old writer are its history
     new.check_clean()
 
 
@@ -420,7 +422,7 @@ def test_a_host_that_waits_to_write_is_refused_as_well(world: Past) -> None:
     world.store_hook = None
     adopt(rebuilt(world))
     for _ in range(2):
-        with pytest.raises(ConflictError, match="adopt"):
+        with pytest.raises(ConflictError, match="no longer the writer"):
             world.backup()
 
 
@@ -445,7 +447,7 @@ def test_adopt_with_one_of_two_stores(two: World) -> None:
 )
 def test_only_the_writer_of_a_configuration_changes(tmp_path: Path, text: str) -> None:
     key = generate_identity()
-    rest = f'\n[[recipient]]\nrole = "recovery"\nkey = "{key.recipient}"\n\n[[store]]\nname = "local"\nurl = "file:///srv/vault"\n'
+    rest = f'\n[[recipient]]\nrole = "recovery"\nkey = "{key.recipient}"\n\n[[store]]\nname = "local"\nurl = "file:///srv/vault"\n\n[[directory]]\npath = "/etc"\n'
     text = text.replace('"V"', f'"{"0" * 32}"').replace('"A"', f'"{"a" * 64}"').replace("W", "b" * 64) + rest
     path, real = tmp_path / "mailbackup.toml", tmp_path / "real.toml"
     real.write_bytes(text.encode())
@@ -488,7 +490,7 @@ def test_a_second_identity_opens_what_is_older(world: Past, tmp_path: Path) -> N
         f"keys/000000000{n}.age" for n in ("1-0000000001", "1-0000000002", "2-0000000001")
     ]
     app.restore_mailbox(reading, "alice@example.org", to=str(tmp_path / "new"))
-    assert bases_in(str(tmp_path / "new")) == bases_in(world.maildir())
+    assert bases_in(world.maildir()).items() <= bases_in(str(tmp_path / "new")).items()
 
 
 def test_rewrap_after_a_kill(world: Past, monkeypatch: pytest.MonkeyPatch) -> None:

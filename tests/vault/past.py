@@ -47,8 +47,8 @@ class Look(NamedTuple):
 class Past(World):
     """A World that remembers."""
 
-    def __init__(self, root: object) -> None:
-        super().__init__(root, directories=True)
+    def __init__(self, root: object, stores: int = 1) -> None:
+        super().__init__(root, directories=True, stores=stores)
         self._past: dict[str, Look] = {}  # by the hash of the snapshot's entry: another history may have another entry of the same number
         self._config: Config | None = None
         self.workers = 0
