@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import timedelta
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
-from mailbackup.access import Context, chosen_stores, open_place
+from mailbackup.access import Context, chosen_stores, open_place, store_dir
 from mailbackup.crypto.signing import SigningKey
 from mailbackup.errors import ConflictError, IdentityMissing, KeyProblem, MailbackupError, NotFound, SafetyRefusal, StoreError, UsageError
 from mailbackup.host import stamp
 from mailbackup.kit import load_signing_key
-from mailbackup.model.events import Stop, never
+from mailbackup.model.events import Phase, Stop, never
 from mailbackup.model.ledger import ActType, Anchors, Head
 from mailbackup.model.options import StoreConfig
 from mailbackup.model.results import ActResult, PrunedStore, PruneResult, SnapshotReason
 from mailbackup.stores.base import Store
+from mailbackup.upkeep import locks
 from mailbackup.upkeep.acts import Book, add_act, read_book
 from mailbackup.upkeep.planning import Rules
-from mailbackup.upkeep.prune import Pruned, dry_run, look, prune
+from mailbackup.upkeep.prune import Looked, Pruned, dry_run, look, prune
 from mailbackup.upkeep.witness import check_seen, remember_seen
 from mailbackup.vault.chain import Trust, find_head, trust_within
 
@@ -67,9 +70,24 @@ def _one(context: Context, place: StoreConfig, rules: Rules, signer: SigningKey 
             return dry_run(store, anchors, rules, remove_last=remove_last)
         _check_role(store, anchors, signer)
         check_seen(context.state_dir, place.name, read_book(store, anchors))
-        done = prune(store, anchors, signer, rules, remove_last=remove_last, stop=stop, on_event=context.on_event)
+        care = partial(_extend_locks, context, place, store, locked := locks.Extended())
+        done = prune(store, anchors, signer, rules, remove_last=remove_last, care=care, stop=stop, on_event=context.on_event)
+        done.extended, done.unlocked = locked.extended, locked.failed
         remember_seen(context.state_dir, place.name, read_book(store, anchors))
         return done
+
+
+def _extend_locks(context: Context, place: StoreConfig, store: Store, result: locks.Extended, looked: Looked) -> None:
+    """What must stay is kept locked: from here, since whoever holds the mail server could let the locks run out."""
+    if not store.traits.object_lock or place.lock_days <= 0:
+        return
+    context.on_event(Phase(f"extending locks in {place.name}"))
+    keys = locks.to_keep(looked.history.registry, looked.history.book, looked.history.head[0])
+    folder = store_dir(context, place.name)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    with locks.remembered(os.path.join(folder, locks.FILE_NAME), place.url) as remembered:
+        done = locks.extend(store, keys, store.now(), place.lock_days, remembered)
+    result.extended, result.failed = done.extended, done.failed
 
 
 def _rules(context: Context, place: StoreConfig, remove_last: bool) -> Rules:
@@ -113,11 +131,13 @@ def may_prune(trust: Trust, signer: SigningKey) -> bool:
 
 def _told(name: str, done: Pruned, *, planned: bool) -> PrunedStore:
     plan = done.plan
+    details = [guard.detail for guard in plan.guards] + [f"cannot lock {key}: {why}" for key, why in done.unlocked[:1]]
+    outcome: Literal["planned", "failed", "pruned"] = "planned" if planned else "failed" if done.unlocked else "pruned"
     return PrunedStore(
-        name=name, outcome="planned" if planned else "pruned", kept=sum(decision.keep for decision in plan.decisions), dropped=tuple(plan.drop),
-        gone=tuple(plan.gone), packs=len(plan.packs) + len(plan.stray), deleted=done.deleted, freed_bytes=plan.bytes if planned else done.bytes,
-        locked=done.locked, waiting=plan.waiting, held=plan.held, live=plan.live, guards=tuple(guard.name for guard in plan.guards),
-        detail="; ".join(guard.detail for guard in plan.guards), hint=" ".join(guard.hint for guard in plan.guards),
+        name=name, outcome=outcome, kept=sum(decision.keep for decision in plan.decisions), dropped=tuple(plan.drop), gone=tuple(plan.gone),
+        packs=len(plan.packs) + len(plan.stray), deleted=done.deleted, freed_bytes=plan.bytes if planned else done.bytes, locked=done.locked,
+        extended=done.extended, unlocked=len(done.unlocked), waiting=plan.waiting, held=plan.held, live=plan.live,
+        guards=tuple(guard.name for guard in plan.guards), detail="; ".join(details), hint=" ".join(guard.hint for guard in plan.guards),
     )  # fmt: skip
 
 

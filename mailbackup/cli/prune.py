@@ -61,6 +61,10 @@ def _summary(result: Any, planned: bool) -> list[str]:
             )
         if store.locked:
             lines.append(f"  still locked: {number(store.locked, 'object')}; each run tries again")
+        if store.extended:
+            lines.append(f"  locked for longer: {number(store.extended, 'object')} that must stay")
+        if store.unlocked:
+            lines.append(f"  {number(store.unlocked, 'object')} that must stay could not be locked: {store.detail}")
         if store.guards:
             lines += [f"  a run would refuse: {store.detail}", f"  {store.hint}"]
     return [*lines, *([] if planned else [duration(result.seconds)])]

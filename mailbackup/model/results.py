@@ -365,7 +365,8 @@ class PrunedStore(Record, frozen=True, kw_only=True):
     """One store after (or, planned, before) pruning. Sizes in bytes.
 
     `dropped` snapshots can be taken back until the grace period ends; `gone` ones cannot. `waiting` bytes wait for a keyed audit, `held` ones for a grace
-    period or are needed by a snapshot that is kept. `locked` objects are tried again by each run. `guards` are what a human has to look at first.
+    period or are needed by a snapshot that is kept. `locked` objects are tried again by each run; `extended` locks
+    of what must stay were made longer, of `unlocked` objects they could not be. `guards` are what a human has to look at first.
     """
 
     name: str
@@ -378,6 +379,7 @@ class PrunedStore(Record, frozen=True, kw_only=True):
     freed_bytes: int = 0
     locked: int = 0
     extended: int = 0
+    unlocked: int = 0
     waiting: int = 0
     held: int = 0
     live: int = 0

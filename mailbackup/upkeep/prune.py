@@ -37,6 +37,8 @@ class Pruned:
     deleted: int = 0
     bytes: int = 0
     locked: int = 0
+    extended: int = 0  # locks of what must stay that were made longer
+    unlocked: list[tuple[ObjectKey, str]] = field(default_factory=list)  # objects that must stay and could not be locked, with the reason
     entries: dict[int, EntryFacts] = field(default_factory=dict)
 
 
@@ -130,9 +132,12 @@ def dry_run(store: Store, anchors: Anchors, rules: Rules, *, remove_last: bool =
 
 
 def prune(
-    store: Store, anchors: Anchors, signer: SigningKey, rules: Rules, *, remove_last: bool = False, stop: Stop, on_event: OnEvent
-) -> Pruned:
+    store: Store, anchors: Anchors, signer: SigningKey, rules: Rules, *, remove_last: bool = False, care: Callable[[Looked], None] | None = None,
+    stop: Stop, on_event: OnEvent,
+) -> Pruned:  # fmt: skip
     """Drop what the policy does not keep, and delete what nothing has needed for the grace period. Idempotent: a killed run is ended by the next.
+
+    `care` is called with the store as it was read, before anything is decided: for what must be done also when a guard rail holds.
 
     Raises PruneRefused where a guard rail holds (nothing was changed), ChainBroken when ledger or acts are not sound, ConflictError when others keep adding
     acts, Interrupted when `stop` says so (the act stands; the next run deletes the rest), and what the store raises.
@@ -140,6 +145,9 @@ def prune(
     for _ in range(_TRIES):
         on_event(Phase(f"reading the ledger of {store.name}"))
         looked = look(store, anchors)
+        if care is not None:
+            care(looked)
+            care = None
         now = _now(store)
         decided = plan(looked.history, rules, now, remove_last=remove_last)
         if decided.guards:

@@ -119,9 +119,9 @@ def rolling_verify(store: Store, anchors: Anchors, *, after: str, budget: Budget
 
 
 def _within(seconds: float | None, stop: Stop) -> Stop:
-    """`stop`, and also when the time is over."""
-    end = math.inf if seconds is None else time.monotonic() + seconds
-    return lambda: stop() or time.monotonic() >= end
+    """`stop`, and also when the time is over; the first time it is asked there is time, or a round would never end."""
+    end, first = math.inf if seconds is None else time.monotonic() + seconds, iter([True])
+    return lambda: stop() or (not next(first, False) and time.monotonic() >= end)
 
 
 def _told(told: Scrubbed, result: Rolled) -> Rolled:

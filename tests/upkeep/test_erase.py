@@ -6,6 +6,7 @@ import os
 import shutil
 from contextlib import closing
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,18 @@ from mailbackup.errors import IdentityMissing, KeyMalformed, NotFound, SafetyRef
 from mailbackup.model.erasure import EraseResult
 from mailbackup.model.events import ignore
 from mailbackup.model.ids import PackId, act_key, pack_key
-from mailbackup.model.ledger import PackRow, from_ranges, tombstone
+from mailbackup.model.ledger import Act, Head, PackRow, from_ranges, tombstone
+from mailbackup.model.retention import Policy
+from mailbackup.model.tree import BlobRef
 from mailbackup.restore.diff import diff
 from mailbackup.upkeep.acts import Book, read_book
+from mailbackup.upkeep.planning import Rules, plan
+from mailbackup.upkeep.prune import look
 from tests import craft
 from tests.upkeep.lies import lie
 from tests.vault.past import ALICE, BOB, LARGE, Past, letter
 
-CAROL = "carol@example.org"
+CAROL, DAVE = "carol@example.org", "dave@example.org"
 _BODY = os.urandom(60_000)
 
 
@@ -131,18 +136,45 @@ def overwrite(past: Past, pack: PackRow, numbers: set[int]) -> None:
 
 
 def test_packs_that_nothing_else_needs_are_told_apart(past: Past) -> None:
+    content = dave(past)
+    (store,) = erase(past, DAVE, planned=True).stores
+    assert store.packs == 2
+    assert store.bytes > store.free == content.length
+
+
+def test_prune_deletes_what_was_erased_though_its_snapshots_are_kept(past: Past) -> None:
+    pack = dave(past).pack
+    assert pack not in to_delete(past)
+    erase(past, DAVE)
+    assert to_delete(past) == [pack]
+
+
+def to_delete(past: Past) -> list[PackId]:
+    """What prune would delete, long after everything was seen and audited, when it keeps all snapshots."""
+    with closing(past.store()) as store:
+        history = look(store, past.anchors).history
+    for entry in history.entries:
+        entry.seen = entry.time
+    history.book.audit = Act(
+        format=1, vault=past.anchors.vault, chain="", seq=1, prev=None, type="audit", time="2026-11-24T00:00:00Z", signer=past.admin.public,
+        head=Head(seq=history.head[0], sha256=history.head[1]),
+    )  # fmt: skip
+    now = history.entries[-1].time + timedelta(days=30)
+    return plan(history, Rules(policy=Policy(last=99)), now).packs
+
+
+def dave(past: Past) -> BlobRef:
+    """A mailbox in one snapshot, with one message in a pack of its own. Returns where that lies."""
     with craft.Craft(past) as run:
         content = run.blob(_BODY)
         first = run.commit()
     with craft.Craft(past) as run:
-        seq = run.commit(mailboxes=[run.mailbox([(run.file(b"1.m", refs=[content]), "")], address="dave@example.org")])
+        seq = run.commit(mailboxes=[run.mailbox([(run.file(b"1.m", refs=[content]), "")], address=DAVE)])
     with craft.Craft(past) as run:
         last = run.commit()
     blocks = past.reached(seq) - past.reached(first)
     lie(past, last, *blocks)
-    (store,) = erase(past, "dave@example.org", planned=True).stores
-    assert store.packs == 2
-    assert store.bytes > store.free == content.length
+    return content
 
 
 def test_no_restore_brings_it_back(past: Past) -> None:

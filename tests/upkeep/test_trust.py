@@ -37,6 +37,7 @@ from mailbackup.host import run_lock
 from mailbackup.kit import load_signing_key
 from mailbackup.model.finding import FindingKind
 from mailbackup.model.ids import LEDGER_PAGE, PublicKey, entry_key
+from mailbackup.model.ledger import Grant
 from mailbackup.stores.base import Store
 from mailbackup.testing.faults import FailOnce
 from mailbackup.upkeep import trust as ledger
@@ -180,6 +181,30 @@ def test_a_host_that_is_named_writer_elsewhere(world: Past) -> None:
     assert [(row.role, row.until) for row in trust.signers(world.context)] == [("writer", 4), ("writer", None)]
     with pytest.raises(ConflictError):
         world.backup()
+
+
+def test_two_writers_at_once_are_a_conflict_for_ever(world: Past) -> None:
+    """Both were trusted, so the chain is sound; but this host's live set is not what the other one counted on."""
+    other = SigningKey.generate()
+    world.put_entry(world.admin, type="trust", grant=(Grant("writer", other.public),))
+    world.put_entry(other, type="packs")
+    world.put_entry(world.admin, type="trust", revoke=(Grant("writer", other.public),))
+    with pytest.raises(ConflictError, match="another writer"):
+        world.backup()
+
+
+def test_a_vault_that_comes_back_to_its_host(world: Past) -> None:
+    """What another host wrote meanwhile is history, also for the one that was the writer before."""
+    writer, new = world.context.config.trust.writer, rebuilt(world)
+    adopt(new)
+    new.deliver("80.x:2,", letter("x"))
+    assert new.backup().seq == 5
+    assert trust.add_signer(world.context, "writer", writer, sure=True).seq == 6
+    assert FindingKind.STATE_OLD in [finding.kind for finding in world.backup().findings]
+    world.check_clean()
+    world.check_restores(7)
+    with pytest.raises(ConflictError):
+        new.backup()
 
 
 def test_only_the_kit_changes_anything(world: Past, tmp_path: Path) -> None:
@@ -447,7 +472,8 @@ def test_adopt_with_one_of_two_stores(two: World) -> None:
 )
 def test_only_the_writer_of_a_configuration_changes(tmp_path: Path, text: str) -> None:
     key = generate_identity()
-    rest = f'\n[[recipient]]\nrole = "recovery"\nkey = "{key.recipient}"\n\n[[store]]\nname = "local"\nurl = "file:///srv/vault"\n\n[[directory]]\npath = "/etc"\n'
+    rest = f'\n[[recipient]]\nrole = "recovery"\nkey = "{key.recipient}"\n\n[[store]]\nname = "local"\nurl = "file:///srv/vault"\n'
+    rest += '\n[[directory]]\npath = "/etc"\n'
     text = text.replace('"V"', f'"{"0" * 32}"').replace('"A"', f'"{"a" * 64}"').replace("W", "b" * 64) + rest
     path, real = tmp_path / "mailbackup.toml", tmp_path / "real.toml"
     real.write_bytes(text.encode())
