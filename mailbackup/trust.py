@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TypeVar
 
 from mailbackup import config as configuration
 from mailbackup import kit as recovery
-from mailbackup.access import Context, common_anchors, use_replicas, use_store, writer_key_path
+from mailbackup.access import Context, common_anchors, use_replicas, use_store, use_vault, writer_key_path
 from mailbackup.crypto.age import AgeKeyMaker, AgeOpener, open_epoch, recipient_of
 from mailbackup.crypto.signing import SigningKey
 from mailbackup.errors import (
@@ -30,6 +31,7 @@ from mailbackup.errors import (
 )
 from mailbackup.host import atomic_write, run_lock
 from mailbackup.kit import load_signing_key
+from mailbackup.model.codec import Record
 from mailbackup.model.ids import Digest, ObjectKey, PublicKey, digest, epoch_key, is_object_key
 from mailbackup.model.ledger import Anchors, EpochRow, Grant, RewrapRow, Role
 from mailbackup.model.results import AdoptResult, RewrapResult, SignerRow, TrustResult
@@ -206,6 +208,36 @@ def _own_key(path: str, now: Standing) -> PublicKey:
         what = f"that of a {' and '.join(sorted(now.roles(public)))} machine" if now.roles(public) else "one that was dismissed"
         raise AlreadyExists(f"the signing key {path} is {what}", hint="Say --new-key: it is put aside then, and a new one is made.")
     return public
+
+
+def take_configuration(context: Context, path: str) -> str:
+    """Write the configuration that the newest snapshot was made with to `path`, for the host that goes on; its absolute path. Needs an identity.
+
+    A store has the address that it has in the configuration at hand, since it may be elsewhere now. A file that is there already is taken as it is if it is
+    of this vault (an `adopt` was interrupted); else AlreadyExists. Raises NotFound when there is no snapshot.
+    """
+    path = os.path.abspath(path)
+    if os.path.lexists(path):
+        if configuration.load(path)[0].trust.vault != context.config.trust.vault:
+            raise AlreadyExists(f"{path} exists, and is of another vault")
+        return path
+    with use_vault(context) as (reader, _):
+        text = reader.snapshot(reader.find("latest")).facts.get("config")
+    if text is None:
+        raise NotFound("the newest snapshot does not hold a configuration", hint="Write one with your sources, and adopt with that.")
+    old = configuration.parse(text, "the configuration in the snapshot")
+    urls = {store.name: store.url for store in context.config.stores}
+    stores = tuple(_with(store, url=urls.get(store.name, store.url)) for store in old.stores)
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    atomic_write(path, configuration.render(_with(old, stores=stores)).encode(), mode=0o600, replace=False)
+    return path
+
+
+_R = TypeVar("_R", bound=Record)
+
+
+def _with(record: _R, **changes: object) -> _R:
+    return type(record)(**{field: getattr(record, field) for field in record.__struct_fields__} | changes)
 
 
 def set_writer(path: str, public: PublicKey) -> None:

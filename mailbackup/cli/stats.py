@@ -57,7 +57,7 @@ def _facts(store: StoreStats) -> list[tuple[str, str, str]]:
     kept = f"of {store.snapshots:,}, {store.pinned:,} pinned" if store.pinned else f"of {store.snapshots:,}"
     rows = [
         ("packs", size(store.bytes), number(store.packs, "pack")),
-        ("live", size(store.live), f"of it about {size(store.stopped)} in blocks that only older snapshots need"),
+        ("live", size(store.live), f"{store.stopped:,} of {number(store.blocks, 'block')} are needed by older snapshots at most"),
         ("dead", size(store.dead), "older snapshots need it, or it waits for 'mailbackup prune'"),
         ("ledger", size(store.records), f"{number(store.head, 'entry', 'entries')}, {number(store.acts, 'act')}"),
         ("freed", size(store.freed), "by prune so far"),
@@ -73,8 +73,8 @@ def _growth(rows: tuple[GrowthRow, ...]) -> list[str]:
 
 
 def _gained(gains: Gains) -> str:
-    ratio = "" if gains.ratio is None else f", {gains.ratio:.2f} bytes for each that lives in the store"
-    return f"snapshot {gains.seq}: {size(gains.bytes)} as their owners see them, {size(gains.live)} in the store{ratio}"
+    ratio = "" if gains.ratio is None else f": {gains.ratio:.2f} to 1"
+    return f"snapshot {gains.seq} holds {size(gains.bytes)}, {size(gains.live)} live in the store{ratio}"
 
 
 def _mailboxes(lines: tuple[MailboxLine, ...]) -> list[str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from mailbackup.cli.answer import Answer, fields_of
 from mailbackup.cli.command import Run, command, group
 from mailbackup.cli.text import duration, number
+
+if TYPE_CHECKING:
+    from mailbackup.access import Context
 
 Role = Annotated[Literal["writer", "prune", "drill"], typer.Argument(help="What the key may sign.", show_default=False)]
 Key = Annotated[str, typer.Argument(metavar="KEY", help="The public key, as 'mailbackup key new' printed it.", show_default=False)]
@@ -22,7 +25,7 @@ def register(root: typer.Typer) -> None:
     command(trust, "add", example="mailbackup vault trust add prune 4f0c…9a --identity kit.txt")(add)
     command(trust, "revoke", example="mailbackup vault trust revoke prune 4f0c…9a --identity kit.txt")(revoke)
     command(trust, "list", example="mailbackup vault trust list")(list_)
-    command(parent, "adopt", example="mailbackup vault adopt --identity kit.txt")(adopt)
+    command(parent, "adopt", example="mailbackup vault adopt --identity kit.txt --as /etc/mailbackup/mailbackup.toml")(adopt)
 
 
 def add(run: Run, role: Role, key: Key, *, yes: Yes = False) -> Answer:
@@ -56,20 +59,41 @@ def adopt(
     new_key: Annotated[
         bool, typer.Option("--new-key", help="Put a signing key that is here aside and make another: it may be in wrong hands.")
     ] = False,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--as", metavar="FILE", help="Write the configuration of the old host there, and go on with that.", show_default=False
+        ),
+    ] = None,
 ) -> Answer:
     """Make this host, rebuilt or new, the writer of the vault: the chain goes on here, and the old host is refused. Needs the recovery kit."""
     from mailbackup import trust
 
-    result = trust.adopt(run.context(), new_key=new_key)
+    context = run.context() if target is None else _taken(run, target)
+    result = trust.adopt(context, new_key=new_key)
     first = "this host is the writer of the vault" + (" already" if result.seq is None else f" from entry {result.seq} on")
     lines = [first, *(f"dismissed: {key[:16]}…: a host with this key is refused from now on" for key in result.dismissed)]
     lines += _places(result)
     if result.state:
-        lines.append(_state_made(run))
-    return Answer(fields=fields_of(result), text=[*lines, "Write a new kit now: mailbackup key kit --out FILE --identity OLD-KIT"])
+        lines.append(_state_made(context))
+    return Answer(
+        fields={"config": context.config_path, **fields_of(result)},
+        text=[*lines, "Write a new kit now: mailbackup key kit --out FILE --identity OLD-KIT"],
+    )
 
 
-def _state_made(run: Run) -> str:
+def _taken(run: Run, target: str) -> Context:
+    """The context of the host that goes on, with the old host's configuration."""
+    from dataclasses import replace
+
+    from mailbackup import trust
+    from mailbackup.config import load, state_dir
+
+    path = trust.take_configuration(run.context(), target)
+    return replace(run.context(), config=load(path)[0], config_path=path, state_dir=state_dir(path, run.settings.state))
+
+
+def _state_made(context: Context) -> str:
     """Make the state anew, so that the first backup need not send everything. The configuration names another writer now: it is read again."""
     from dataclasses import replace
 
@@ -77,7 +101,6 @@ def _state_made(run: Run) -> str:
     from mailbackup.config import load
     from mailbackup.errors import NotFound
 
-    context = run.context()
     config, _ = load(context.config_path)
     try:
         made = app.state_rebuild(replace(context, config=config))

@@ -426,7 +426,8 @@ class StoreStats(Record, frozen=True, kw_only=True):
     """What the ledger and the acts say of a store; nothing was counted in the store itself.
 
     `bytes` of `packs` are there: `live` ones, with a block that the newest snapshot needs or may need, and `dead` ones, which older snapshots
-    need or which wait for `prune`. `stopped` (about) of the live bytes are blocks that died in packs that live. `freed` were deleted, `absent` never came.
+    need or which wait for `prune`. Of the `blocks` in live packs `stopped` ones are needed by older snapshots at most. `freed` were deleted, `absent`
+    never came.
     `records` are bytes of the ledger, its lists and the snapshot objects, `dropped` snapshots are not kept any more.
     """
 
@@ -439,6 +440,7 @@ class StoreStats(Record, frozen=True, kw_only=True):
     packs: int
     bytes: int
     live: int
+    blocks: int
     stopped: int
     dead: int
     freed: int

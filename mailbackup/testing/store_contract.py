@@ -145,6 +145,24 @@ class StoreContract:
         store.flush()
         assert keys(self.reopen(store)) == [KEY]
 
+    def test_nobody_stands_before_an_object_that_was_put_once(self, store: Store) -> None:
+        store.put(KEY, b"x")
+        store.put(VAULT, b"y")
+        assert list(store.shadows()) == []
+        assert list(store.shadows("packs/")) == []
+
+    def test_a_lock_lasts_as_long_as_was_asked_for_or_there_is_none(self, store: Store) -> None:
+        store.put(KEY, b"x")
+        until = store.now() + 3 * 86400
+        store.lock_until(KEY, until)
+        store.lock_until(KEY, store.now() + 60)  # never shortens
+        held = store.locked_until(KEY)
+        if store.traits.object_lock:
+            assert held is not None
+            assert held >= until - 1
+        else:
+            assert held is None
+
     def test_there_is_nothing_behind_an_object_that_was_put_once(self, store: Store) -> None:
         store.put(KEY, b"pack")
         store.flush()

@@ -14,7 +14,6 @@ from mailbackup.model.results import Gains, GrowthRow, StoreStats
 from mailbackup.stores.base import Store
 from mailbackup.upkeep.acts import Book
 from mailbackup.upkeep.page import live_registry
-from mailbackup.upkeep.registry import Registry
 from mailbackup.vault.chain import Link, Trust, check_head, find_head, read_acts, walk
 
 Period = Literal["day", "week", "month"]
@@ -75,10 +74,12 @@ def store_stats(store: Store, anchors: Anchors, by: Period = "month") -> StoreSt
     for act in read_acts(store, anchors, trust):
         book.learn(act)
     here = {pack: came.size for pack, came in life.packs.items() if pack not in book.missing}
-    living = life.sum(pack for pack in here if pack in live.packs)
+    alive = [row for pack, row in live.packs.items() if pack in here]
+    living = sum(row.row.size for row in alive)
     return StoreStats(
         name=store.name, head=head, snapshots=life.snapshots, dropped=len(book.dropped), pinned=len(book.pinned), acts=len(book.acts),
-        packs=len(here), bytes=life.sum(here), live=living, stopped=_stopped(live, here), dead=life.sum(here) - living,
+        packs=len(here), bytes=life.sum(here), live=living, blocks=sum(row.row.blocks for row in alive),
+        stopped=sum(row.dead for row in alive), dead=life.sum(here) - living,
         freed=life.sum(book.deleted - book.absent), absent=life.sum(book.absent), records=life.records, growth=_growth(life, book),
     )  # fmt: skip
 
@@ -101,11 +102,6 @@ def _objects(entry: LedgerEntry) -> int:
     """Bytes of the snapshot object and the lists of an entry."""
     lists = () if entry.lists is None else (entry.lists.stops, entry.lists.live)
     return sum(row.size for row in (entry.snapshot, *lists) if row is not None)
-
-
-def _stopped(live: Registry, here: dict[PackId, int]) -> int:
-    """About how many bytes of living packs are of dead blocks. How large each block is stands in the pack's footer, so all count alike."""
-    return sum(here[pack] * row.dead // max(1, row.row.blocks) for pack, row in live.packs.items() if pack in here)
 
 
 def _growth(life: _Life, book: Book) -> tuple[GrowthRow, ...]:

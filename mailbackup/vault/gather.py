@@ -74,7 +74,7 @@ def choose(state: State, budget: int) -> dict[int, frozenset[BlockName]]:
     for unit in _doubtful(state):
         blocks = _blocks(state, unit)
         due = _due(blocks)
-        if not due:
+        if len(due) < 2:
             put_note(state, unit, _note_of(blocks))
             continue
         taken, cost = _affordable(blocks, due, budget)
@@ -148,12 +148,24 @@ def _name(row: BlockRow) -> BlockName:
 
 
 def _due(blocks: dict[BlockName, _Shared]) -> list[BlockName]:
-    """The blocks to be sent again, if there are reasons to do so at all."""
+    """The blocks to be sent again, if there is reason to do so at all."""
     note = _note_of(blocks)
     if not note.due:
         return []
-    hollow = note.dead > note.live
-    return [name for name, shared in blocks.items() if shared.fragment or (hollow and shared.hollow)]
+    hollow = {name for name, shared in blocks.items() if note.dead > note.live and shared.hollow}
+    return [*hollow, *_worthwhile({name: shared.cost for name, shared in blocks.items() if shared.fragment and name not in hollow})]
+
+
+def _worthwhile(costs: dict[BlockName, int]) -> list[BlockName]:
+    """Of the fragments those that cost no more than all cheaper ones together. So what was gathered is gathered again when as much came to it, and no
+    message is read again more often than its fragment can double; those that stay each cost more than all before them, so they are few."""
+    order = sorted(costs, key=lambda name: costs[name])
+    cheaper = last = 0
+    for index, name in enumerate(order):
+        if costs[name] <= cheaper:
+            last = index + 1
+        cheaper += costs[name]
+    return order[:last]
 
 
 def _note_of(blocks: dict[BlockName, _Shared]) -> Note:

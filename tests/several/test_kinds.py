@@ -50,6 +50,7 @@ def test_the_main_job(tmp_path: object, url: str):
     with_store.close()
 
 
+@pytest.mark.parametrize("url", ["s3-versions", "borg"], indirect=True)  # what ssh adds, the main job shows
 def test_a_directory_and_a_distant_store(tmp_path: object, url: str):
     """The distant one is filled by copy, kept by the nights, and enough when the directory burnt."""
     world = World(tmp_path)

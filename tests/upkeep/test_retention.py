@@ -76,7 +76,7 @@ def test_dropped_say_who_stands_for_them() -> None:
     snapshots = honest("2026-11-22 01:00", "2026-11-23 01:00", "2026-11-23 02:00", "2026-11-24")
     snapshots[2] = replace(snapshots[2], outcome="incomplete")
     snapshots.insert(1, Moment(0, at("2026-11-22"), at("2026-11-22")))
-    found = reasons(Policy(daily=3), snapshots)
+    found = reasons(Policy(daily=3, monthly=3), snapshots)  # the day says more than the month
     assert found[0] == ("a newer snapshot stands for 2026-11-22",)
     assert found[3] == ("a complete snapshot stands for 2026-11-23",)
     assert kept(Policy(daily=3), snapshots) == [1, 2, 4]

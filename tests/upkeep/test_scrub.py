@@ -55,7 +55,7 @@ def a_live(keeper: Keeper) -> PackId:
 
 def a_dead(keeper: Keeper) -> PackId:
     """A pack that only an older snapshot needs."""
-    return next(pack for pack, life in lives(keeper).items() if life.is_dead)
+    return next(pack for pack, life in lives(keeper).items() if life.is_dead and os.path.exists(path_of(keeper, pack)))
 
 
 def path_of(keeper: Keeper, pack: PackId) -> str:

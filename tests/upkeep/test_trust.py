@@ -376,6 +376,30 @@ def test_a_rebuilt_host_goes_on(world: Past) -> None:
     new.check_clean()
 
 
+def test_the_configuration_comes_from_the_snapshot(world: Past, tmp_path: Path) -> None:
+    """What the kit gives is good for reading only: backups with it would lose every mailbox."""
+    reading = tmp_path / "restore.toml"
+    world.workers = 1
+    world.backup()
+    shutil.move(world.vault, f"{world.root}/elsewhere")
+    text = Path(world.config_path).read_text()
+    text = text.replace(config.file_url(world.vault), config.file_url(f"{world.root}/elsewhere"))
+    reading.write_text(text[: text.index("[[mail]]")] + '[[directory]]\npath = "/etc"\n')
+    target = tmp_path / "etc" / "mailbackup.toml"
+    args = ["--config", str(reading), "--state", f"{world.root}/new-state", "--identity", world.kit, "vault", "adopt", "--as", str(target)]
+    for _ in range(2):
+        assert main(args) == 0
+    made = config.load(str(target))[0]
+    assert (made.mail, made.directories) == (world.context.config.mail, world.context.config.directories)
+    assert made.stores[0].url == config.file_url(f"{world.root}/elsewhere")
+    new = copy.copy(world)
+    new.config_path, new.state, new.vault, new._config = str(target), f"{world.root}/new-state", f"{world.root}/elsewhere", None
+    assert new.backup().seq == 6
+    new.check_restores(6)
+    target.write_text(target.read_text().replace(made.trust.vault, "0" * 32))
+    assert main(args) == 2
+
+
 def test_adopt_without_a_state_that_could_be_rebuilt(tmp_path: Path) -> None:
     """No snapshot yet, and the key lost before the first."""
     made = Past(tmp_path)

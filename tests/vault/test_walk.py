@@ -111,6 +111,7 @@ def test_whoever_stops_early_fetches_little(written: str):
     far = Far(written)
     links = walk(far, ANCHORS, Trust(ADMIN.public), last=NIGHTS + 1)
     next(links)
+    time.sleep(0.2)  # time enough to fetch them all
     links.close()  # type: ignore[attr-defined]
     assert sum(far.asked.values()) <= 2 * 4
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ledger")]
