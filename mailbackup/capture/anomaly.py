@@ -68,7 +68,7 @@ class Losses:
         reason = "; ".join(reasons)
         other = self._state.get(FREEZE_NEXT)
         self._state.put(FREEZE_NEXT, reason if other is None else f"{other}; {reason}")
-        detail = f"{reason} since the last snapshot: prune deletes nothing until somebody looked and said so with 'mailbackup ack'"
+        detail = f"{reason} since the last snapshot: prune deletes nothing until somebody looked and said so with 'mailbackup ack freeze'"
         return [Finding(FindingKind.ANOMALY, "all mailboxes", detail)]
 
     def _reasons(self) -> Iterator[str]:

@@ -36,9 +36,9 @@ def stats(
     ] = False,
 ) -> Answer:
     """Say how large each store is and how it grows. Needs no key: it reads what is public, and counts nothing in the store itself."""
-    from mailbackup import app
+    from mailbackup import growth
 
-    result = app.stats(run.context(), by=by.value, mailboxes=mailboxes)
+    result = growth.stats(run.context(), by=by.value, mailboxes=mailboxes)
     return Answer(fields=fields_of(result), text=summary(result), report=False, findings=result.findings)
 
 

@@ -16,6 +16,7 @@ from mailbackup.upkeep.status import GOOD_SECONDS, read_status, replaced
 NOTHING_FREED = 14
 """Incomplete snapshots in a row, after which it is said that nothing is being freed."""
 _PROOF_DAYS = 8
+_ALARM_DAYS = 30
 
 
 def status(context: Context) -> StatusResult:
@@ -31,7 +32,14 @@ def judge(known: Status, now: datetime) -> StatusResult:
     """The status at a moment. `good` when the newest good snapshot is younger than 26 hours."""
     good = _aged(known.good, now)
     young = good is not None and good.age_s < GOOD_SECONDS
-    facts = [_good(good, young=young), *_runs(known), *_proofs(known, now), *_scrub(known), *(_part(part) for part in known.parts)]
+    facts = [
+        _good(good, young=young),
+        *_runs(known),
+        *_anomaly(known, now),
+        *_proofs(known, now),
+        *_scrub(known),
+        *(_part(part) for part in known.parts),
+    ]
     return StatusResult(outcome="good" if young else "late", newest_good=good, newest_proven=_proven(known, now), facts=tuple(facts))
 
 
@@ -69,6 +77,17 @@ def _runs(known: Status) -> list[Fact]:
     if count >= NOTHING_FREED:
         text += ": nothing that was deleted is being freed in the store until one is complete"
     return [Fact(name="incomplete in a row", good=False, text=text)]
+
+
+def _anomaly(known: Status, now: datetime) -> list[Fact]:
+    """This host does not see whether somebody said that all is well, so it goes on about it for a while."""
+    if known.anomaly is None:
+        return []
+    seen = known.anomaly.snapshot
+    seconds = int((now - parse_stamp(seen.time)).total_seconds())
+    if seconds > _ALARM_DAYS * 86400:
+        return []
+    return [Fact(name="anomaly", good=False, text=f"snapshot {seen.seq}, {age(max(0, seconds))} ago: {known.anomaly.detail}")]
 
 
 def _proofs(known: Status, now: datetime) -> list[Fact]:

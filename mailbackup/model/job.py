@@ -95,6 +95,13 @@ class ScrubPlace(Record, frozen=True, kw_only=True):
     round: str = ""
 
 
+class Alarm(Record, frozen=True):
+    """A snapshot in which so much mail was gone or changed that it froze pruning."""
+
+    snapshot: Seen
+    detail: str
+
+
 class Status(Record, frozen=True, kw_only=True):
     """`status.json`: what the host remembers, to be read without the vault. `good` = newest snapshot that is complete or explained.
 
@@ -104,6 +111,7 @@ class Status(Record, frozen=True, kw_only=True):
     good: Seen | None = None
     newest: Seen | None = None
     incomplete_in_a_row: int = 0
+    anomaly: Alarm | None = None
     read_back: Proof | None = None
     drill: Proof | None = None
     scrub: dict[str, ScrubPlace] = {}

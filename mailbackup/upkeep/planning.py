@@ -129,7 +129,7 @@ def _passed(since: datetime | None, grace: timedelta, now: datetime) -> bool:
 
 def _choose_packs(history: History, rules: Rules, now: datetime, hold: list[int], result: Plan) -> None:
     audited = history.audited()
-    missing = history.book.missing
+    missing = given_up(history)
     for pack, life in history.registry.packs.items():
         if pack in missing:
             continue
@@ -143,6 +143,17 @@ def _choose_packs(history: History, rules: Rules, now: datetime, hold: list[int]
         else:
             result.packs.append(pack)
             result.bytes += life.row.size
+
+
+def given_up(history: History) -> set[PackId]:
+    """The packs that acts delete, or call absent, and that were dead in the ledger that the act rests on. One that an act named as a left-over, and that came to
+    the ledger afterwards, is as any other: what an act said of the one says nothing of when the other may go."""
+    found: set[PackId] = set()
+    for act, _ in history.book.acts:
+        if act.type in ("prune", "received-without") and act.head is not None:
+            lives = ((part.id, history.registry.packs.get(part.id)) for part in act.packs)
+            found |= {pack for pack, life in lives if life is not None and life.is_dead and life.last <= act.head.seq}
+    return found
 
 
 def _needed_until(history: History, life: PackLife) -> int:

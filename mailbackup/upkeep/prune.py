@@ -20,7 +20,7 @@ from mailbackup.model.ids import Digest, ObjectKey, PackId, is_object_key, pack_
 from mailbackup.model.ledger import Anchors, Head, PackPart
 from mailbackup.stores.base import ObjectStat, Store
 from mailbackup.upkeep.acts import Book, add_act
-from mailbackup.upkeep.planning import EntryFacts, History, Plan, Rules, plan
+from mailbackup.upkeep.planning import EntryFacts, History, Plan, Rules, given_up, plan
 from mailbackup.upkeep.registry import Registry
 from mailbackup.vault.chain import Link, Trust, check_head, find_head, read_acts, walk
 
@@ -79,7 +79,7 @@ def look(store: Store, anchors: Anchors) -> Looked:
     stray = {
         PackId(key[-32:]): datetime.fromtimestamp(stat.time, UTC)
         for key, stat in packs.items()
-        if PackId(key[-32:]) not in registry.packs and PackId(key[-32:]) not in book.missing
+        if PackId(key[-32:]) not in registry.packs
     }
     history = History(registry, book, entries, (last.seq, last.sha256), stray)
     return Looked(history, packs, _snapshot_objects(store), trust, last)
@@ -170,7 +170,7 @@ def _commit(store: Store, anchors: Anchors, signer: SigningKey, looked: Looked, 
     """Sign what was decided; large decisions in several acts. Also a head that no act has named yet is signed: for stores without a clock of their own
     that is the time from which on the grace period of what its entries stopped is counted."""
     history = looked.history
-    count, packs = len(history.book.acts), [*decided.packs, *decided.stray]
+    count, packs = len(history.book.acts), [*decided.packs, *(pack for pack in decided.stray if pack not in history.book.deleted)]
     seen = max((seq for seq, _ in history.book.seen), default=0)
     if not (decided.drop or decided.gone or packs) and seen >= history.head[0]:
         return
@@ -233,17 +233,18 @@ def _remove(store: Store, key: ObjectKey, size: int, stop: Stop) -> tuple[int | 
 
 
 def _doomed(store: Store, anchors: Anchors, looked: Looked, decided: Plan) -> Sequence[tuple[ObjectKey, int]]:
-    """The objects that acts name and that are there. Packs that an entry names by now, and any with a live block, are never among them."""
-    registry, book = looked.history.registry, looked.history.book
-    named = {*book.deleted, *decided.packs, *decided.stray}
-    if any(pack not in registry.packs for pack in named):
+    """The objects that acts name and that are there. Packs that an entry names by now, and any with a live block, are never among them: an act may name
+    what was left over, and what it names may come to the ledger later all the same (a store that was away gets it from another one)."""
+    history = looked.history
+    if decided.stray:
         _learn_new(store, anchors, looked)
+    stray = {pack for pack in decided.stray if pack not in history.registry.packs}
     keys = []
-    for pack in sorted(named):
-        stat, life = looked.packs.get(pack_key(pack)), registry.packs.get(pack)
-        if stat is not None and (life is None or life.is_dead):
+    for pack in sorted({*given_up(history), *decided.packs, *stray}):
+        stat = looked.packs.get(pack_key(pack))
+        if stat is not None:
             keys.append((pack_key(pack), stat.size))
-    for seq in sorted({*book.gone, *decided.gone}):
+    for seq in sorted({*history.book.gone, *decided.gone}):
         keys += [(key, 0) for key in looked.snapshots.get(seq, ())]
     return keys
 

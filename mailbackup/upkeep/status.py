@@ -14,7 +14,8 @@ from mailbackup.errors import MailbackupError, RecordInvalid, UsageError
 from mailbackup.host import atomic_write, stamp, utc_now
 from mailbackup.model import codec
 from mailbackup.model.drill import DrillResult
-from mailbackup.model.job import PartSeen, Proof, ScrubPlace, Seen, Status
+from mailbackup.model.finding import FindingKind
+from mailbackup.model.job import Alarm, PartSeen, Proof, ScrubPlace, Seen, Status
 from mailbackup.model.results import BackupResult
 
 FILE_NAME = "status.json"
@@ -60,10 +61,13 @@ def remember_backup(state_dir: str, result: BackupResult) -> str | None:
     """A snapshot was made. What cannot be remembered costs no backup: returns why, if so."""
     seen = Seen(seq=result.seq, time=stamp(utc_now()))
 
+    alarm = next((Alarm(seen, found.detail) for found in result.findings if found.kind is FindingKind.ANOMALY), None)
+
     def change(known: Status) -> dict[str, Any]:
+        anomaly = alarm or known.anomaly
         if result.outcome == "incomplete":
-            return {"newest": seen, "incomplete_in_a_row": known.incomplete_in_a_row + 1}
-        return {"newest": seen, "good": seen, "incomplete_in_a_row": 0}
+            return {"newest": seen, "incomplete_in_a_row": known.incomplete_in_a_row + 1, "anomaly": anomaly}
+        return {"newest": seen, "good": seen, "incomplete_in_a_row": 0, "anomaly": anomaly}
 
     try:
         remember(state_dir, change)

@@ -188,3 +188,23 @@ def test_snapshots_whose_objects_a_prune_act_deleted_are_not_looked_at(past: Pas
     audited, recorded = audit(past, [past.admin])
     assert first not in audited.snapshots
     assert recorded == Recorded(2)
+
+
+def test_a_writer_cannot_keep_a_snapshot_from_being_looked_at(past: Past) -> None:
+    """It says that the store never got it; the store has it, and its trees refer to what a lie stopped."""
+    newest = past.committed()[-1]
+    lie(past, newest, max(past.reached(newest)))
+    with closing(past.store()) as store:
+        members = {"snapshots": tuple(past.committed()), "gone": tuple(past.committed())}
+        add_act(store, past.anchors, craft.writer_key(past), "received-without", lambda _: dict(members))
+    audited, recorded = audit(past, [past.admin])
+    assert FindingKind.NOT_LIVE in kinds(audited)
+    assert recorded.act is None
+
+
+def test_a_snapshot_that_never_came_here_is_no_damage(past: Past) -> None:
+    first = past.committed()[0]
+    with closing(past.store()) as store:
+        add_act(store, past.anchors, craft.writer_key(past), "received-without", lambda _: {"snapshots": (first,)})
+        store.delete(next(key for key, _ in store.list("snapshots/") if int(key[10:20]) == first))
+    assert audit(past, [past.admin])[1] == Recorded(2)

@@ -105,12 +105,12 @@ def test_a_store_with_acts_of_its_own_says_what_it_never_got(past: Past) -> None
         add_act(store, past.anchors, past.admin, "ack", lambda _: {"guards": ("freeze",)})
     copy(past)
     lacks_just(past, packs, gone)
-    act = book_of(past, 2).acts[-1].act
-    assert act.type == "received-without"
+    (act,) = (link.act for link in book_of(past, 2).acts if link.act.type == "received-without")
     assert act.signer == craft.writer_key(past).public
     assert {part.id for part in act.packs} == set(packs)
+    before = len(book_of(past, 2).acts)
     copy(past)
-    assert len(book_of(past, 2).acts) == 2, "what was said once is not said again"
+    assert len(book_of(past, 2).acts) == before, "what was said once is not said again"
 
 
 def fill_up_to(past: Past, seq: int) -> None:

@@ -198,7 +198,7 @@ def test_the_guide(place: Place) -> None:
     for command in commands("keeper-ack"):
         assert "acknowledged" in keeper.run(command)
     assert before <= place.versions()
-    restored = place.desk.run(f"mailbackup --identity kit.txt restore mailbox alice@example.test --snapshot {second} --to restored")
+    restored = place.desk.run(f"mailbackup --identity kit.txt restore mailbox alice@example.test --at {second} --to restored")
     assert "restored 2 messages" in restored
 
 
@@ -216,7 +216,7 @@ def test_the_mail_server_s_credentials_delete_nothing(place: Place, monkeypatch:
     assert place.versions() == before
     place.prune_now(place.server, monkeypatch)  # even with the keeper's signing key he only drops …
     place.desk.follow("desk-audit")
-    with pytest.raises(StoreRefused, match="denied|refused|may not"):
+    with pytest.raises(StoreRefused, match=r"denied|refused|may not"):
         place.prune_now(place.server, monkeypatch)
     assert before <= place.versions(), "… and what he signs to be gone stays"
 

@@ -125,13 +125,12 @@ def test_what_is_read_again_and_what_is_not(tmp_path: Any) -> None:
     world.settle()
     world.backup()
     world.nights(3)
-    assert fragments(world) == 8  # two of the first night: the last block of its bodies, and its headers
-    world.settle()
-    gathered = world.backup()
+    assert fragments(world) == 7  # two of each night, but of the first, whose bodies are many, only its headers
+    gathered = world.backup()  # the stamps of the directories say that nothing changed, and it is read nevertheless
     inbox = sum(os.path.getsize(f"{world.maildir()}/cur/{name}") for name in os.listdir(f"{world.maildir()}/cur"))
     assert (gathered.outcome, gathered.new_messages) == ("complete", 0)
     assert 0 < gathered.bytes_read <= inbox - os.path.getsize(f"{world.maildir()}/cur/large:2,S")
-    assert fragments(world) == 4
+    assert fragments(world) == 3  # those headers stay where they are: to send them again, as much would have to be read as is new
     quiet = [world.backup() for _ in range(3)]
     assert [result.bytes_read for result in quiet] == [0, 0, 0]
     world.check()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -157,13 +156,11 @@ def test_without_versions_nobody_stands_before_anything(open_one: Open) -> None:
 
 def test_eight_connections_are_busy(weed: Weed, open_one: Open) -> None:
     keys = [pack_key(PackId(f"{number:032x}")) for number in range(32)]
+    here = open_one()
     for key in keys:
-        open_one().put(key, b"x" * 100_000)
+        here.put(key, b"x" * 100_000)
     with Proxy(weed.url, latency=0.05) as proxy:
         store: Any = open_one(endpoint=proxy.url, connections=8)
         proxy.forget()
-        began = time.monotonic()
         assert len(list(in_order(lambda key: hash_object(store, ObjectKey(key)), keys, threads_for(store)))) == 32
-        seconds = time.monotonic() - began
         assert 7 <= proxy.most_in_flight <= 8
-    assert seconds < 32 * 0.05, "one after another takes longer"

@@ -77,6 +77,7 @@ class Store:
     snapshots: set[int] = field(default_factory=set)
     up: bool = True
     filling: bool = False  # a copy to it has not ended
+    refused: bool = False  # the last prune: a human is about to look
     changed: bool = False
 
     @property
@@ -567,6 +568,7 @@ def prune(sim: Sim, store: Store) -> Steps:
         now = real._now(store)  # type: ignore[arg-type]
         decided = planning.plan(looked.history, sim.rules, now)
         if decided.guards:
+            store.refused = decided.guards[0].ackable
             sim.stats["guard " + decided.guards[0].name] += 1
             sim.say(f"{store.name}: prune refused: {decided.guards[0].detail}")
             return
@@ -594,6 +596,8 @@ def human(sim: Sim, store: Store) -> Steps:
     """Pins, takes back, lets go, acknowledges."""
     book, choice = store.book(), sim.rng.random()
     known = {link.seq for link in store.entries if link.entry.outcome is not None}
+    if store.refused and choice < 0.7:
+        choice, store.refused = 1.0, False
     if choice < 0.5 and (dropped := sorted(book.dropped.keys() - book.gone)):
         yield from _undelete(sim, store, sim.rng.choice(dropped))
     elif choice < 0.7 and (kept := sorted(known - book.gone)):

@@ -17,6 +17,8 @@ SHARES = 20  # of which CI runs SHARE, and the campaign all
 SHARE = 3
 EVENTS = 260
 
+_APART = ("prune", "catch_up")
+
 HOUR, DAY = 3600.0, model.DAY
 
 
@@ -52,11 +54,11 @@ class History:
     def _event(self) -> None:
         rng = self.rng
         choice = rng.random()
-        if self.actors and choice < 0.72:
+        if self.actors and choice < 0.7:
             self._step(rng.choice(sorted(self.actors)))
-        elif choice < 0.88:
+        elif choice < 0.85:
             self._begin()
-        elif choice < 0.97:
+        elif choice < 0.96:
             self._time()
         else:
             self._mishap()
@@ -78,7 +80,7 @@ class History:
         if kind == "catch_up" and len(sim.stores) == 1:
             kind = "backup"
         name = kind if kind == "backup" else f"{kind} {store.name}"
-        if name in self.actors:
+        if name in self.actors or (kind in _APART and any(f"{other} {store.name}" in self.actors for other in _APART)):
             return
         if kind == "backup":
             self._mail_comes()
@@ -103,14 +105,14 @@ class History:
         rng, choice = self.rng, self.rng.random()
         if choice < 0.4:
             self.sim.now += rng.uniform(60, 2 * HOUR)
-        elif choice < 0.8 or ("backup" in self.actors and not self.pause):
+        elif choice < 0.75 or ("backup" in self.actors and not self.pause):
             self.sim.now += rng.uniform(0.2, 1.0) * (DAY if self.pause or "backup" not in self.actors else HOUR)
         else:
             self.sim.now += rng.uniform(1, 9) * DAY
 
     def _mishap(self) -> None:
         rng, sim = self.rng, self.sim
-        kind = rng.choice(["kill", "kill", "kill", "lose", "save", "save", "back", "away", "jump"])
+        kind = rng.choice(["kill", "kill", "kill", "lose", "save", "save", "back", "away", "away", "away", "away", "jump"])
         if kind == "kill" and self.actors:
             name = rng.choice(sorted(self.actors))
             del self.actors[name]
