@@ -14,7 +14,7 @@ from typing import TypeVar
 from mailbackup import config as configuration
 from mailbackup import kit as recovery
 from mailbackup.access import Context, common_anchors, use_replicas, use_store, use_vault, writer_key_path
-from mailbackup.crypto.age import AgeKeyMaker, AgeOpener, open_epoch, recipient_of
+from mailbackup.crypto.age import AgeKeyMaker, AgeOpener, open_epoch
 from mailbackup.crypto.signing import SigningKey
 from mailbackup.errors import (
     AlreadyExists,
@@ -321,13 +321,9 @@ class _Rewrap:
         error: WrongIdentity | DamageError = WrongIdentity(f"the kit does not open epoch {row.epoch}")
         for key, sha256 in keys:
             try:
-                secret = open_epoch(self._read(key, sha256), self._admin.kit.identities)
+                return open_epoch(self._read(key, sha256), self._admin.kit.identities)
             except (WrongIdentity, DamageError) as failed:
                 error = failed
-                continue
-            if recipient_of(secret) == row.recipient:
-                return secret
-            error = ObjectDamaged(f"{key} does not hold the key of epoch {row.epoch}")
         raise error
 
     def _recipients_of(self, key: ObjectKey, sha256: Digest) -> tuple[str, ...]:

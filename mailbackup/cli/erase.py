@@ -37,12 +37,25 @@ def erase(
     context = run.context()
     result = erasure.erase(context, address, location=location, planned=dry_run, on_plan=None if run.settings.json else _show)
     status = StoreError.exit_status if result.outcome == "partial" else 0
-    return Answer(outcome=result.outcome, exit_status=status, fields=fields_of(result), text=list(told(result)), report=not dry_run)
+    return Answer(
+        outcome=result.outcome,
+        exit_status=status,
+        fields=fields_of(result),
+        text=list(told(result) if dry_run else _done(result)),
+        report=not dry_run,
+    )
 
 
 def _show(plan: EraseResult) -> None:
     """The plan, before it is done."""
     write(lines(told(plan)))
+
+
+def _done(result: EraseResult) -> Iterator[str]:
+    for store in result.stores:
+        yield f"store {store.name}: " + (f"erased by act {store.act}" if store.act is not None else store.detail)
+    yield "The next prunes delete what nothing else needs; no restore brings the mailbox back."
+    yield duration(result.seconds)
 
 
 def told(result: EraseResult) -> Iterator[str]:
@@ -59,9 +72,8 @@ def _of_store(store: ErasedStore, result: EraseResult) -> Iterator[str]:
     if store.outcome == "unreachable":
         yield f"store {store.name}: not reached, everything stays there: {store.detail}"
         return
-    would = "would be" if store.outcome == "planned" else "is"
     yield (
-        f"store {store.name}: {result.address} {would} erased from {number(store.snapshots, 'snapshot')}"
+        f"store {store.name}: {result.address} would be erased from {number(store.snapshots, 'snapshot')}"
         f" ({number(store.messages, 'message')} in the newest of them)"
     )
     yield f"  goes with the next prune: {size(store.free)}"

@@ -23,6 +23,7 @@ from mailbackup.errors import (
     UsageError,
 )
 from mailbackup.host import run_lock, stamp, utc_now
+from mailbackup.kit import load_signing_key
 from mailbackup.model.drill import DrillResult
 from mailbackup.model.events import Stop
 from mailbackup.model.finding import Finding
@@ -33,6 +34,7 @@ from mailbackup.model.results import BackupResult
 from mailbackup.upkeep.readback import ReadBack
 from mailbackup.upkeep.readback import read_back as read_entries_back
 from mailbackup.upkeep.rolling import Rolled, rolling_scrub
+from mailbackup.upkeep.scrub import record_damage
 from mailbackup.upkeep.status import read_status, remember_drill, remember_read_back, remember_scrub
 from mailbackup.vault.chain import find_head
 from mailbackup.vault.replay import forget_packs
@@ -134,6 +136,8 @@ def _scrub_store(context: Context, name: str, budget: int, stop: Stop) -> Rolled
     now = stamp(utc_now())
     with use_store(context, name) as store:
         rolled = rolling_scrub(store, context.anchors_of(name), after=place.after, budget=budget, stop=stop, on_event=context.on_event)
+        if rolled.damaged and context.config.retention.key_file is not None:
+            record_damage(store, context.anchors_of(name), load_signing_key(context.config.retention.key_file), rolled.damaged)
     since = now if rolled.wrapped else place.since or now
     remember_scrub(context.state_dir, name, ScrubPlace(after=rolled.after, since=since, round=now if rolled.wrapped else place.round))
     return rolled
@@ -172,7 +176,7 @@ def _judged(context: Context, detail: str, findings: list[Finding], *, whole: bo
 def _to_be_healed(context: Context, findings: list[Finding]) -> str:
     """Have the next backup send the contents of damaged packs again, as far as the sources still have them. Says what will happen."""
     packs = {PackId(finding.subject[-32:]) for finding in findings if finding.subject.startswith("packs/")}
-    if not packs:
+    if not packs or context.config.retention.key_file is not None:  # a machine that prunes has said so in an act
         return ""
     try:
         with run_lock(os.path.join(context.state_dir, "lock")), closing(State(context.state_path, context.anchors.vault)) as state:

@@ -65,7 +65,7 @@ def look(store: Store, anchors: Anchors) -> Looked:
     last: Link | None = None
     for link in walk(store, anchors, trust, last=head):
         registry.learn(store, link)
-        entries.append(_facts(link, times.get(link.seq)))
+        entries.append(_facts(link, datetime.fromtimestamp(times[link.seq], UTC) if link.seq in times else None))
         hashes[link.seq] = link.sha256
         last = link
     if registry.unreadable:
@@ -79,17 +79,21 @@ def look(store: Store, anchors: Anchors) -> Looked:
     stray = {
         PackId(key[-32:]): datetime.fromtimestamp(stat.time, UTC)
         for key, stat in packs.items()
-        if PackId(key[-32:]) not in registry.packs
+        if PackId(key[-32:]) not in registry.packs and _passed_over(stat, times)
     }
     history = History(registry, book, entries, (last.seq, last.sha256), stray)
     return Looked(history, packs, _snapshot_objects(store), trust, last)
 
 
-def _entry_times(store: Store) -> dict[int, datetime]:
-    """When the store got each entry, where its clock can be trusted."""
-    if not store.traits.trusted_time:
-        return {}
-    return {int(key[-15:-5]): datetime.fromtimestamp(stat.time, UTC) for key, stat in store.list("ledger/") if is_object_key(key)}
+def _passed_over(stat: ObjectStat, times: dict[int, float]) -> bool:
+    """Whether an entry came to the store after this pack, and does not name it: then no later one will. A run that was paused, or whose host's clock is
+    behind, sent what looks old and is not."""
+    return stat.time < max(times.values(), default=0.0)
+
+
+def _entry_times(store: Store) -> dict[int, float]:
+    """When the store got each entry, as its objects say."""
+    return {int(key[-15:-5]): stat.time for key, stat in store.list("ledger/") if is_object_key(key)}
 
 
 def _facts(link: Link, seen: datetime | None) -> EntryFacts:

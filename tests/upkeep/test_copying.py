@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from mailbackup import app, replication
+from mailbackup.crypto.signing import SigningKey
 from mailbackup.errors import DamageError, StoreUnavailable
 from mailbackup.model.ids import ObjectKey, PackId, pack_key
 from mailbackup.model.ledger import PackPart
 from mailbackup.stores.base import Store
 from mailbackup.stores.local import LocalStore
 from mailbackup.upkeep.acts import Book, add_act, read_book
-from mailbackup.upkeep.copying import absent_snapshots
+from mailbackup.upkeep.copying import Pruned, absent_snapshots, record_without
 from tests import craft
 from tests.several.outages import down
 from tests.vault.past import Past, letter
@@ -187,3 +188,24 @@ def test_without_a_key_nothing_is_said(past: Past) -> None:
     os.unlink(app.writer_key_path(past.config_path))
     copy(past)
     assert book_of(past, 2).acts[-1].act.type == "prune"  # taken along from the first store
+
+
+def test_what_has_a_live_block_is_never_called_absent(past: Past) -> None:
+    registry, _ = past.registry()
+    live = next(pack for pack, life in registry.packs.items() if not life.is_dead)
+    dead = next(pack for pack, life in registry.packs.items() if life.is_dead)
+    with closing_store(past) as store:
+        for pack in (live, dead):
+            store.delete(pack_key(pack))
+        said = Pruned(frozenset({live, dead, PackId("0" * 32)}), frozenset())
+        assert record_without(store, past.anchors, craft.writer_key(past), said) == 1
+    assert book_of(past, 1).missing == {dead}
+
+
+def test_a_key_that_nobody_named_says_nothing(past: Past) -> None:
+    registry, _ = past.registry()
+    dead = next(pack for pack, life in registry.packs.items() if life.is_dead)
+    with closing_store(past) as store:
+        store.delete(pack_key(dead))
+        assert record_without(store, past.anchors, SigningKey.generate(), Pruned(frozenset({dead}), frozenset())) is None
+    assert book_of(past, 1).acts == []

@@ -44,10 +44,12 @@ from mailbackup.upkeep import trust as ledger
 from mailbackup.upkeep.acts import add_act, read_book
 from mailbackup.vault import rebuild as rebuilding
 from mailbackup.vault.chain import find_head, trust_within
+from tests.cli.schema import problems
 from tests.vault.past import Past, letter
 from tests.vault.test_conflict import meanwhile
 from tests.world import World, bases_in
 
+SCHEMAS = Path(__file__).parents[2] / "docs/reference/schemas"
 PRUNE, DRILL = SigningKey.generate(), SigningKey.generate()
 
 
@@ -624,6 +626,9 @@ def test_the_commands(world: Past, tmp_path: Path, capsysbinary: pytest.CaptureF
     def run(*args: str, status: int = 0) -> dict[str, object]:
         assert main(["--json", "--config", world.config_path, "--state", world.state, *args]) == status
         found: dict[str, object] = json.loads(capsysbinary.readouterr().out)
+        words = [word for word in ("key", "new", "rewrap", "vault", "trust", "add", "revoke", "list", "adopt") if word in args]
+        if status == 0:
+            assert problems(found, json.loads((SCHEMAS / f"{'-'.join(words)}-v1.json").read_text())) == []
         return found
 
     path = tmp_path / "prune.key"

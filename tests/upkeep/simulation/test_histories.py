@@ -32,11 +32,20 @@ class History:
         self.actors: dict[str, Steps] = {}
         self.jumps = rng.choice(["none", "none", "writer", "pruner"])
         self.pause = False
+        self.outage = {(start := rng.randint(10, 60)), start + rng.randint(60, 170)} if len(self.sim.stores) > 1 and rng.random() < 0.6 else set()
+        if self.jumps == "writer" and any(store.of_writer for store in self.sim.stores):
+            self.jumps = "none"  # a store has the times of a host whose clock is wrong, but does not jump
+            self.sim.writer_offset = rng.uniform(-40, 40) * DAY
+            for store in self.sim.stores:
+                self.sim.honest_clock[store.name] = store.own_time
+                store.times = [store.clock()]
 
     def run(self, events: int = EVENTS) -> Counter[str]:
         """Raises Violation with the last lines of what happened."""
         try:
-            for _ in range(events):
+            for number in range(events):
+                if number in self.outage:
+                    self.sim.stores[-1].up = not self.sim.stores[-1].up
                 self._event()
                 self.sim.check()
             self._end()
@@ -53,6 +62,7 @@ class History:
 
     def _event(self) -> None:
         rng = self.rng
+        self.sim.now += 1
         choice = rng.random()
         if self.actors and choice < 0.7:
             self._step(rng.choice(sorted(self.actors)))
@@ -79,6 +89,8 @@ class History:
         kind = rng.choice(["backup", "backup", "backup", "prune", "prune", "audit", "human", "catch_up"])
         if kind == "catch_up" and len(sim.stores) == 1:
             kind = "backup"
+        if any(other.head < store.head and other.up for other in sim.stores) and rng.random() < 0.4:
+            kind, store = "catch_up", min(sim.stores, key=lambda store: store.head)
         name = kind if kind == "backup" else f"{kind} {store.name}"
         if name in self.actors or (kind in _APART and any(f"{other} {store.name}" in self.actors for other in _APART)):
             return
@@ -112,7 +124,7 @@ class History:
 
     def _mishap(self) -> None:
         rng, sim = self.rng, self.sim
-        kind = rng.choice(["kill", "kill", "kill", "lose", "save", "save", "back", "away", "away", "away", "away", "jump"])
+        kind = rng.choice(["kill", "kill", "kill", "lose", "save", "save", "back", "away", "away", "jump"])
         if kind == "kill" and self.actors:
             name = rng.choice(sorted(self.actors))
             del self.actors[name]
