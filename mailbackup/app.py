@@ -269,7 +269,7 @@ def snapshots(context: Context) -> list[SnapshotRow]:
         for link in reader.snapshots():
             messages, size = known.get(link.seq, (None, None))
             entry = link.entry
-            stores = tuple(name for name, book in books.items() if heads.get(name, 0) >= link.seq and link.seq not in book.gone)
+            stores = tuple(name for name, book in books.items() if heads.get(name, 0) >= link.seq and link.seq not in book.not_here)
             if not stores:
                 continue
             row = SnapshotRow(
@@ -638,7 +638,7 @@ def write_kit(context: Context, *, out: str, page: str | None = None, passphrase
         )
     anchors = common_anchors(context.anchors, old.anchors)
     stores = tuple((store.name, store_to_url(store)) for store in context.config.stores)
-    kit = replace(old, created=stamp(utc_now()), stores=stores, head=anchors.head)
+    kit = replace(old, created=stamp(utc_now()), stores=stores, head=anchors.head, writer=PublicKey(context.config.trust.writer))
     with ExitStack() as undo:
         _write_new(undo, os.path.abspath(out), recovery.render(kit, passphrase).encode())
         if page is not None:

@@ -124,7 +124,6 @@ class Replication:
                 sources,
                 replica.store,
                 self._anchors,
-                acts=False,
                 stop=self._stop,
                 on_event=self._context.on_event,
                 signer=_signer(self._context),
@@ -200,7 +199,7 @@ def copy_store(context: Context, *, source: str | None, target: str, stop: Stop 
             target not in remembered(context.state_path, context.anchors.vault).stores
         )  # else an unmounted disk would be filled underneath
         to = stack.enter_context(contextlib.closing(CountedStore(open_store(place, create=new, work_dir=store_dir(context, target)))))
-        done = copy(sources, to, context.anchors, acts=True, stop=stop, on_event=context.on_event, signer=_signer(context))
+        done = copy(sources, to, context.anchors, stop=stop, on_event=context.on_event, signer=_signer(context))
     return CopyResult(
         source=source or ", ".join(store.name for store in sources), target=target, head=done.head, copied_objects=done.objects, copied_bytes=done.bytes,
         left_out=len(done.left_out) + len(done.without), requests=to.requests + sum(store.requests for store in sources),

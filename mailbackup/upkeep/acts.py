@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ from mailbackup.crypto.signing import SigningKey, seal_line
 from mailbackup.errors import ConflictError, KeyExists
 from mailbackup.host import stamp, utc_now
 from mailbackup.model import codec
-from mailbackup.model.ids import Digest, PackId, act_key
+from mailbackup.model.ids import Digest, PackId, act_key, is_object_key
 from mailbackup.model.ledger import Act, ActType, Anchors, Head, ObjectRow
 from mailbackup.stores.base import Store
 from mailbackup.vault.chain import ActLink, find_head, read_acts, trust_within
@@ -28,7 +28,8 @@ class Book:
     dropped: dict[int, datetime] = field(default_factory=dict)  # snapshots that are not kept, and since when
     gone: set[int] = field(default_factory=set)  # snapshots whose objects are, or are being, deleted
     deleted: set[PackId] = field(default_factory=set)  # packs that are, or are being, deleted
-    absent: set[PackId] = field(default_factory=set)  # packs that this store never received
+    absent: set[PackId] = field(default_factory=set)  # packs that this store never received: a writer may say so, and nothing goes for it
+    without: set[int] = field(default_factory=set)  # snapshots whose objects it never received; as above
     pinned: dict[int, str] = field(default_factory=dict)  # snapshots that somebody keeps, with the reason
     damaged: dict[PackId, str | None] = field(default_factory=dict)  # with block ranges; None = all of it
     erased: dict[PackId, list[str | None]] = field(default_factory=dict)  # block ranges that no snapshot needs any more
@@ -46,6 +47,15 @@ class Book:
     def missing(self) -> set[PackId]:
         """Packs that need not be here."""
         return self.deleted | self.absent
+
+    @property
+    def not_here(self) -> set[int]:
+        """Snapshots that need not be here."""
+        return self.gone | self.without
+
+    def see(self, listing: Iterable[str]) -> None:
+        """Take back what a writer said of snapshot objects that are there all the same. `listing` holds keys of the store."""
+        self.without -= {int(key[10:20]) for key in listing if key.startswith("snapshots/") and is_object_key(key)}
 
     def first_seen(self, seq: int) -> datetime | None:
         """When a pruner first signed that it saw an entry; None when none has yet."""
@@ -67,8 +77,7 @@ class Book:
                 self.damaged |= {part.id: part.blocks for part in act.packs}
             case "received-without":
                 self.absent |= {part.id for part in act.packs}
-                self.dropped |= {seq: time for seq in act.snapshots if seq not in self.dropped}
-                self.gone |= set(act.snapshots)
+                self.without |= set(act.snapshots)
             case "erase":
                 for part in act.packs:
                     self.erased.setdefault(part.id, []).append(part.blocks)

@@ -21,7 +21,6 @@ from mailbackup.errors import AlreadyExists, ChainBroken, ConflictError, DamageE
 from mailbackup.model.events import OnEvent, Phase, Progress, Stop
 from mailbackup.model.ids import VAULT_KEY, Digest, ObjectKey, PackId, digest, entry_key, is_object_key, pack_key
 from mailbackup.model.ledger import Anchors, Head, PackPart, PackRow
-from mailbackup.model.tree import RECORD_LIMIT
 from mailbackup.stores.base import Store
 from mailbackup.upkeep.acts import Book, add_act, read_book
 from mailbackup.upkeep.page import live_registry
@@ -35,7 +34,6 @@ from mailbackup.vault.chain import (
     find_head,
     page_trust,
     parse_entry,
-    read_acts,
     read_raw,
     trust_within,
     walk,
@@ -66,18 +64,17 @@ def copy(
     target: Store,
     anchors: Anchors,
     *,
-    acts: bool,
     stop: Stop,
     on_event: OnEvent,
     signer: SigningKey | None = None,
 ) -> Copied:
-    """Bring `target` up to the longest ledger among `sources`; `acts` takes along the acts of the first source where the target has none of its own.
-    `signer` says in an act of the target what the sources had pruned already.
+    """Bring `target` up to the longest ledger among `sources`; `signer` says in an act of the target what the sources had pruned
+    already. Acts stay where they are: one chain in two stores would let whoever can write to one of them repeat in it what was signed for the other.
 
     Raises ConflictError when the target holds another ledger, AnchorMismatch or AlreadyExists when it holds something else, DamageError when something that is
     needed is whole in no source, Interrupted when `stop` says so, and what the target raises. What was copied by then stays valid.
     """
-    return _Copy(sources, target, anchors, stop, on_event).run(acts, signer)
+    return _Copy(sources, target, anchors, stop, on_event).run(signer)
 
 
 class _Copy:
@@ -91,8 +88,8 @@ class _Copy:
         self._there: dict[str, int] = {}
         self._live: set[PackId] | None = None
 
-    def run(self, acts: bool, signer: SigningKey | None) -> Copied:
-        ledger, last = self._longest()
+    def run(self, signer: SigningKey | None) -> Copied:
+        _, last = self._longest()
         head = find_head(self._target)
         self._check_target(head, last)
         self._done.head = head
@@ -102,9 +99,7 @@ class _Copy:
             self._entry(link)
             if self._stop():
                 raise Interrupted(f"stopped after entry {link.seq} of {last}", hint="Run it again: it goes on from there.")
-        if acts:
-            self._acts(ledger)
-        if signer is not None and (acts or self._done.left_out or self._done.without):
+        if signer is not None:
             with contextlib.suppress(DamageError, ConflictError):  # everything was copied; `verify` tells what is wrong with the acts
                 self._done.recorded = record_without(self._target, self._anchors, signer, self._pruned)
         return self._done
@@ -234,22 +229,6 @@ class _Copy:
         self._done.objects += size > 0
         self._done.bytes += size
 
-    # ------------------------------------------------------------ acts
-
-    def _acts(self, source: Store) -> None:
-        """A store that was made by this copy continues the acts of its source; one that has a chain of its own keeps that."""
-        theirs, ours = _raw_acts(source), _raw_acts(self._target)
-        if ours != theirs[: len(ours)]:
-            return
-        acts = read_acts(source, self._anchors, trust_within(source, find_head(source), self._anchors))
-        for (act, _), (key, raw) in zip(acts, theirs, strict=True):
-            if act.seq <= len(ours):
-                continue
-            if act.details is not None:
-                self._count(copy_object([source], self._target, act.details.key, act.details.sha256))
-            put_same(self._target, key, raw)
-            self._count(len(raw))
-
 
 # ---------------------------------------------------------------- what was pruned
 
@@ -318,11 +297,6 @@ def _still_unsaid(head: Head | None, packs: list[PackId], snapshots: list[int], 
     if not (packs or snapshots):
         return None
     return {"head": head, "packs": tuple(PackPart(id=pack) for pack in packs), "snapshots": tuple(snapshots)}
-
-
-def _raw_acts(store: Store) -> list[tuple[ObjectKey, bytes]]:
-    keys = [ObjectKey(key) for key, _ in store.list("acts/") if is_object_key(key)]
-    return [(key, store.get(key, RECORD_LIMIT)) for key in keys]
 
 
 def _commit_order(key: ObjectKey) -> int:

@@ -18,7 +18,7 @@ class Needs:
     """
 
     def __init__(self, registry: Registry, book: Book, *, kept_only: bool = False) -> None:
-        let_go = book.gone | set(book.dropped) if kept_only else book.gone
+        let_go = book.not_here | set(book.dropped) if kept_only else book.not_here
         self.snapshots = [seq for seq in registry.snapshots if seq not in let_go]  # in order, as the ledger names them
         self._erased = book.erased
 

@@ -11,6 +11,7 @@ from mailbackup.errors import ChainBroken
 from mailbackup.model.ids import LEDGER_PAGE, PackId
 from mailbackup.model.ledger import Anchors, LivePack, PackRow, from_ranges
 from mailbackup.stores.base import Store
+from mailbackup.upkeep.ahead import learning
 from mailbackup.upkeep.registry import PackLife, Registry
 from mailbackup.vault.chain import Link, Trust, check_head, entry_at, find_head, live_list_of, page_trust, walk
 
@@ -39,15 +40,18 @@ def from_page(store: Store, anchors: Anchors, seq: int) -> Iterator[Link]:
 def live_registry(store: Store, anchors: Anchors) -> Registry:
     """The packs with live blocks at the head, and the objects that the last page names. Raises ChainBroken and what a store raises."""
     registry = Registry()
-    for link in from_page(store, anchors, find_head(store)):
-        if not registry.packs and link.seq % LEDGER_PAGE == 0:
-            live = live_list_of(store, link.entry)
-            if live is None:
-                raise ChainBroken(f"entry {link.seq} carries no live set")
-            registry.packs = {pack.id: _life(pack, link.seq) for pack in live.packs}
-            registry.objects = {row.key: row.sha256 for row in live.epochs}
-            continue  # its packs and stops are in the live set already
-        registry.learn(store, link)
+    links = from_page(store, anchors, find_head(store))
+    first = next(links)
+    if first.seq % LEDGER_PAGE == 0:
+        live = live_list_of(store, first.entry)
+        if live is None:
+            raise ChainBroken(f"entry {first.seq} carries no live set")
+        registry.packs = {pack.id: _life(pack, first.seq) for pack in live.packs}  # its packs and stops are in the live set already
+        registry.objects = {row.key: row.sha256 for row in live.epochs}
+    else:
+        registry.learn(store, first)
+    for _ in learning(registry, store, links):
+        pass
     if registry.unreadable:
         raise ChainBroken(": ".join(registry.unreadable[0]))
     registry.packs = {pack: life for pack, life in registry.packs.items() if not life.is_dead}
@@ -56,6 +60,7 @@ def live_registry(store: Store, anchors: Anchors) -> Registry:
 
 def _life(pack: LivePack, seq: int) -> PackLife:
     row = PackRow(id=PackId(pack.id), size=pack.size, sha256=pack.sha256, blocks=pack.blocks, footer=pack.footer, epoch=pack.epoch)
-    live, life = set(from_ranges(pack.live, pack.blocks)), PackLife(row, seq)
-    life.stop((number for number in range(pack.blocks) if number not in live), seq)
+    life, live = PackLife(row, seq), from_ranges(pack.live, pack.blocks)
+    if len(live) < pack.blocks:
+        life.stop(sorted(set(range(pack.blocks)).difference(live)), seq)
     return life

@@ -53,6 +53,7 @@ class History:
     entries: list[EntryFacts]
     head: tuple[int, Digest]
     stray: dict[PackId, datetime] = field(default_factory=dict)
+    absent: set[int] = field(default_factory=set)  # snapshots whose objects are not in the store: none of them stands for a day
 
     def audited(self) -> int:
         """The last entry that a keyed audit covered; 0 if there is none."""
@@ -104,7 +105,8 @@ def plan(history: History, rules: Rules, now: datetime, *, remove_last: bool = F
             result.gone.append(seq)
         else:
             recent.add(seq)
-    _choose_packs(history, rules, now, sorted(kept | recent), result)
+    lost = history.absent - book.not_here - set(book.dropped)  # damage: until somebody decides, what they need stays
+    _choose_packs(history, rules, now, sorted(kept | recent | lost), result)
     result.stray = sorted(pack for pack, time in history.stray.items() if _passed(time, rules.grace, now))
     result.guards = list(_guards(history, rules, now, result))
     return result
@@ -114,7 +116,7 @@ def _moments(history: History, now: datetime) -> list[Moment]:
     """All snapshots; those that were dropped, and not taken back, count for the times of the others only."""
     book = history.book
     return [
-        Moment(e.seq, e.time, e.seen or now, e.outcome, book.pinned.get(e.seq), dropped=e.seq in book.dropped)
+        Moment(e.seq, e.time, e.seen or now, e.outcome, book.pinned.get(e.seq), dropped=e.seq in book.dropped or e.seq in history.absent)
         for e in history.entries
         if e.outcome is not None
     ]
@@ -146,8 +148,11 @@ def _choose_packs(history: History, rules: Rules, now: datetime, hold: list[int]
 
 
 def given_up(history: History) -> set[PackId]:
-    """The packs that acts delete, or call absent, and that were dead in the ledger that the act rests on. One that an act named as a left-over, and that came to
-    the ledger afterwards, is as any other: what an act said of the one says nothing of when the other may go."""
+    """The packs that acts delete, or call absent, and that were dead in the ledger that the act rests on.
+
+    One that an act named as a left-over, and that came to the ledger afterwards, is as any other: what an act said of the one says nothing of when the
+    other may go.
+    """
     found: set[PackId] = set()
     for act, _ in history.book.acts:
         if act.type in ("prune", "received-without") and act.head is not None:

@@ -20,6 +20,7 @@ from mailbackup.model.ids import Digest, ObjectKey, PackId, is_object_key, pack_
 from mailbackup.model.ledger import Anchors, Head, PackPart
 from mailbackup.stores.base import ObjectStat, Store
 from mailbackup.upkeep.acts import Book, add_act
+from mailbackup.upkeep.ahead import learning
 from mailbackup.upkeep.planning import EntryFacts, History, Plan, Rules, given_up, plan
 from mailbackup.upkeep.registry import Registry
 from mailbackup.vault.chain import Link, Trust, check_head, find_head, read_acts, walk
@@ -63,8 +64,7 @@ def look(store: Store, anchors: Anchors) -> Looked:
     times = _entry_times(store)
     hashes: dict[int, Digest] = {}
     last: Link | None = None
-    for link in walk(store, anchors, trust, last=head):
-        registry.learn(store, link)
+    for link in learning(registry, store, walk(store, anchors, trust, last=head)):
         entries.append(_facts(link, datetime.fromtimestamp(times[link.seq], UTC) if link.seq in times else None))
         hashes[link.seq] = link.sha256
         last = link
@@ -81,8 +81,10 @@ def look(store: Store, anchors: Anchors) -> Looked:
         for key, stat in packs.items()
         if PackId(key[-32:]) not in registry.packs and _passed_over(stat, times)
     }
-    history = History(registry, book, entries, (last.seq, last.sha256), stray)
-    return Looked(history, packs, _snapshot_objects(store), trust, last)
+    objects = _snapshot_objects(store)
+    book.without -= set(objects)
+    history = History(registry, book, entries, (last.seq, last.sha256), stray, {seq for seq in registry.snapshots if seq not in objects})
+    return Looked(history, packs, objects, trust, last)
 
 
 def _passed_over(stat: ObjectStat, times: dict[int, float]) -> bool:
@@ -244,12 +246,12 @@ def _doomed(store: Store, anchors: Anchors, looked: Looked, decided: Plan) -> Se
         _learn_new(store, anchors, looked)
     stray = {pack for pack in decided.stray if pack not in history.registry.packs}
     keys = []
+    for seq in sorted({*history.book.gone, *decided.gone}):  # these first: else a copy that is made meanwhile has snapshots without their packs
+        keys += [(key, 0) for key in looked.snapshots.get(seq, ())]
     for pack in sorted({*given_up(history), *decided.packs, *stray}):
         stat = looked.packs.get(pack_key(pack))
         if stat is not None:
             keys.append((pack_key(pack), stat.size))
-    for seq in sorted({*history.book.gone, *decided.gone}):
-        keys += [(key, 0) for key in looked.snapshots.get(seq, ())]
     return keys
 
 

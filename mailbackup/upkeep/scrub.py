@@ -22,6 +22,7 @@ from mailbackup.model.ledger import Act, Anchors, LedgerEntry, PackPart, to_rang
 from mailbackup.stores.base import Store
 from mailbackup.upkeep import locks, shadows
 from mailbackup.upkeep.acts import Book, add_act
+from mailbackup.upkeep.ahead import learning
 from mailbackup.upkeep.needs import needed_packs, numbers_of
 from mailbackup.upkeep.parallel import in_order, threads_for
 from mailbackup.upkeep.registry import PackLife, Registry
@@ -49,7 +50,7 @@ class Scrubbed:
     def about(self, life: PackLife, problem: Problem) -> Finding:
         """The finding for a pack: it names the snapshots that can still be restored and may need it."""
         affected = self.registry.affected(life.row.id, problem.blocks)
-        return Finding(problem.kind, pack_key(life.row.id), problem.detail, tuple(seq for seq in affected if seq not in self.book.gone))
+        return Finding(problem.kind, pack_key(life.row.id), problem.detail, tuple(seq for seq in affected if seq not in self.book.not_here))
 
     def tell(self, life: PackLife, problem: Problem, *, needed: bool = True) -> None:
         """Take over what is wrong with a pack; what nothing needs any more has not to be sent again."""
@@ -74,6 +75,7 @@ def scrub(store: Store, anchors: Anchors, *, sample: float | None = None, on_eve
     """
     result = read_chains(store, anchors)
     listing = {key: stat.size for key, stat in store.list("")}
+    result.book.see(listing)
     tell_names(listing, result)
     _objects(store, listing, result)
     _packs(store, listing, result, sample, on_event)
@@ -101,8 +103,7 @@ def _ledger(store: Store, anchors: Anchors, result: Scrubbed) -> Trust:
     head = find_head(store)
     _refuse_foreign(store, anchors, head)
     try:
-        for link in walk(store, anchors, trust, last=head):
-            result.registry.learn(store, link)
+        for link in learning(result.registry, store, walk(store, anchors, trust, last=head)):
             result.objects += 1
             result.bytes += len(link.raw)
             result.head = (link.seq, link.sha256)
@@ -157,7 +158,7 @@ def tell_old_damage(result: Scrubbed) -> None:
             continue
         detail = f"act {seq} says so" + (f" of blocks {blocks}" if blocks else "")
         numbers = None if blocks is None or life is None else sorted(numbers_of([blocks], life.row.blocks))
-        affected = tuple(seq for seq in result.registry.affected(pack, numbers) if seq not in result.book.gone)
+        affected = tuple(seq for seq in result.registry.affected(pack, numbers) if seq not in result.book.not_here)
         if affected or life is None or not life.is_dead:
             result.findings.append(Finding(FindingKind.OBJECT_DAMAGED, pack_key(pack), detail, affected))
 
@@ -209,7 +210,7 @@ def _objects(store: Store, listing: dict[str, int], result: Scrubbed) -> None:
 def present_objects(listing: dict[str, int], result: Scrubbed) -> Iterator[tuple[ObjectKey, Digest]]:
     """The objects that are there to be read, with their hashes; what is missing, or there still, is told."""
     for key, expected in result.registry.objects.items():
-        if key.startswith("snapshots/") and int(key[10:20]) in result.book.gone:
+        if key.startswith("snapshots/") and int(key[10:20]) in result.book.not_here:
             result.findings += [Finding(_UNFINISHED, key, _LEFT)] if key in listing else []
         elif key not in listing:
             result.findings.append(Finding(FindingKind.OBJECT_MISSING, key, "the ledger names it", _snapshot_of(key)))

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 from mailbackup.model.ids import PackId
-from mailbackup.model.ledger import Anchors, LedgerEntry
+from mailbackup.model.ledger import Act, Anchors, LedgerEntry
 from mailbackup.model.results import Gains, GrowthRow, StoreStats
 from mailbackup.stores.base import Store
 from mailbackup.upkeep.acts import Book
@@ -30,8 +30,9 @@ class _Grown:
 
 
 class _Came(NamedTuple):
-    """A pack: its size, and when it came."""
+    """A pack: its entry, its size, and when it came."""
 
+    seq: int
     size: int
     period: str
 
@@ -53,11 +54,18 @@ class _Life:
         self.snapshots += is_snapshot
         self.periods[period].snapshots += is_snapshot
         self.records += len(link.raw) + _objects(entry)
-        self.packs |= {pack.id: _Came(pack.size, period) for pack in entry.packs}
+        self.packs |= {pack.id: _Came(link.seq, pack.size, period) for pack in entry.packs}
 
     def sum(self, packs: Iterable[PackId]) -> int:
         """Bytes of packs; one that no entry names (an interrupted run's) has no known size, and never counted as added."""
         return sum(self.packs[pack].size for pack in packs if pack in self.packs)
+
+    def freed_by(self, act: Act) -> set[PackId]:
+        """The packs that an act deletes. One that it named as a left-over, and that came to the ledger afterwards, is there all the same."""
+        if act.type != "prune":
+            return set()
+        seen = act.head.seq if act.head is not None else 0
+        return {part.id for part in act.packs if part.id in self.packs and self.packs[part.id].seq <= seen}
 
 
 def store_stats(store: Store, anchors: Anchors, by: Period = "month") -> StoreStats:
@@ -73,14 +81,16 @@ def store_stats(store: Store, anchors: Anchors, by: Period = "month") -> StoreSt
     book = Book()
     for act in read_acts(store, anchors, trust):
         book.learn(act)
-    here = {pack: came.size for pack, came in life.packs.items() if pack not in book.missing}
+    freed = {pack for link in book.acts for pack in life.freed_by(link.act)} - book.absent
+    gone = freed | book.absent
+    here = {pack: came.size for pack, came in life.packs.items() if pack not in gone}
     alive = [row for pack, row in live.packs.items() if pack in here]
     living = sum(row.row.size for row in alive)
     return StoreStats(
         name=store.name, head=head, snapshots=life.snapshots, dropped=len(book.dropped), pinned=len(book.pinned), acts=len(book.acts),
         packs=len(here), bytes=life.sum(here), live=living, blocks=sum(row.row.blocks for row in alive),
         stopped=sum(row.dead for row in alive), dead=life.sum(here) - living,
-        freed=life.sum(book.deleted - book.absent), absent=life.sum(book.absent), records=life.records, growth=_growth(life, book),
+        freed=life.sum(freed), absent=life.sum(book.absent), records=life.records, growth=_growth(life, book),
     )  # fmt: skip
 
 
@@ -123,7 +133,7 @@ def _learn_freed(life: _Life, book: Book) -> None:
     """Packs went with the first act that named them."""
     done = set(book.absent)
     for act, _ in book.acts:
-        if act.type == "prune":
-            packs = {part.id for part in act.packs} - done
-            done |= packs
+        packs = life.freed_by(act) - done
+        done |= packs
+        if packs:
             life.periods[period_of(act.time, life.by)].freed += life.sum(packs)

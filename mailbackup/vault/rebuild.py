@@ -32,7 +32,7 @@ def rebuild(store: Store, state: State, reader: VaultReader, writer: PublicKey, 
     state.begin()
     on_event(Phase("reading trees", sum(source.messages for source in snapshot.sources)))
     boxes = messages = 0
-    for row, ref in reader.mailboxes(snapshot):
+    for row, ref in reader.table(snapshot):  # also of an erased mailbox: its blocks are counted
         tree = reader.record(ref, MailboxTree, f"tree of {row.address}")
         unit = CachedUnit(
             0,

@@ -119,6 +119,7 @@ def _from_scratch(store: Store, state: State, anchors: Anchors, writer: PublicKe
     first = head - head % LEDGER_PAGE
     if first:
         trust = page_trust(store, first, anchors)
+        _check_not_dismissed(trust, first, writer)
         after = _from_page(store, state, anchors, trust, first)
     for link in walk(store, anchors, trust, last=head, after=after):
         _apply(store, state, link, writer, trust)
@@ -154,6 +155,8 @@ def _from_page(store: Store, state: State, anchors: Anchors, trust: Trust, first
 def _apply(store: Store, state: State, link: Link, writer: PublicKey, trust: Trust) -> None:
     """What one entry changes: its packs live, its stops do not."""
     entry = link.entry
+    if entry.type == "trust":
+        _check_not_dismissed(trust, link.seq, writer)
     _check_signer(link, writer, trust)
     for pack in entry.packs:
         state.add_pack(pack)
@@ -184,14 +187,27 @@ def _check_signer(link: Link, writer: PublicKey, trust: Trust) -> None:
         raise ConflictError(f"entry {link.seq} was written by {signer[:16]}…, another writer than this host")
 
 
+def _check_not_dismissed(trust: Trust, seq: int, writer: PublicKey) -> None:
+    """At once, before anything behind that entry is looked at."""
+    if (writer, "writer") in trust.former and "writer" not in trust.roles.get(writer, ()):
+        raise _not_the_writer(trust, seq, writer)
+
+
 def _check_writer(trust: Trust, head: int, writer: PublicKey) -> None:
     """At the head this host is the writer, and the only one."""
-    others = [key for key, roles in trust.roles.items() if "writer" in roles and key != writer]
-    if "writer" in trust.roles.get(writer, ()) and not others:
-        return
+    if "writer" not in trust.roles.get(writer, ()) or _others(trust, writer):
+        raise _not_the_writer(trust, head, writer)
+
+
+def _others(trust: Trust, writer: PublicKey) -> list[PublicKey]:
+    return [key for key, roles in trust.roles.items() if "writer" in roles and key != writer]
+
+
+def _not_the_writer(trust: Trust, seq: int, writer: PublicKey) -> ConflictError:
+    others = _others(trust, writer)
     now = f": that is {others[0][:16]}… now" if others else ""
-    raise ConflictError(
-        f"entry {head}: this host is {'no longer' if (writer, 'writer') in trust.former else 'not'} the writer of this vault{now}",
+    return ConflictError(
+        f"entry {seq}: this host is {'no longer' if (writer, 'writer') in trust.former else 'not'} the writer of this vault{now}",
         hint="The vault was handed to another host with 'mailbackup vault adopt'. Stop the backups of this one; or, if it is the one that is to go on,"
         " run 'mailbackup vault adopt' here.",
     )

@@ -34,6 +34,7 @@ from mailbackup.model import codec
 from mailbackup.model.ids import LEDGER_PAGE, VAULT_KEY, Digest, ObjectKey, PackId, VaultId, digest, entry_key, list_key
 from mailbackup.model.ledger import (
     Act,
+    ActType,
     Anchors,
     BlockList,
     Grant,
@@ -43,6 +44,7 @@ from mailbackup.model.ledger import (
     LiveList,
     LivePack,
     ObjectRow,
+    PackPart,
     PackRow,
     StopList,
     to_ranges,
@@ -57,7 +59,7 @@ from mailbackup.upkeep.planning import EntryFacts, History, Plan, Rules, plan
 from mailbackup.upkeep.prune import dry_run
 from mailbackup.upkeep.registry import Registry
 from mailbackup.upkeep.stats import store_stats
-from mailbackup.vault.chain import Link
+from mailbackup.vault.chain import ActLink, Link
 
 NIGHTS = 3650
 PACKS = 100_000
@@ -141,9 +143,12 @@ def planning(nights: int, _: str) -> dict[str, Any]:
         decided = plan(history, rules, now)
         spent = {"seconds": round(time.monotonic() - began, 3), "cpu_seconds": round(time.process_time() - used, 3)}
         runs.append({"run": name, **spent, **_said(decided)})
-        history.book.dropped |= dict.fromkeys(decided.drop, now)
-        history.book.gone |= set(decided.gone)
-        history.book.deleted |= set(decided.packs)
+        members = {
+            "snapshots": tuple(decided.drop),
+            "gone": tuple(decided.gone),
+            "packs": tuple(PackPart(id=pack) for pack in decided.packs),
+        }
+        history.book.learn(ActLink(_act(history, signer, "prune", now, **members), Digest("0" * 64)))
     life = history.registry.packs.values()
     return {
         "snapshots": nights, "packs": len(life), "blocks": BLOCKS * len(life), "stops": sum(pack.dead for pack in life),
@@ -164,10 +169,16 @@ def _history(nights: int, signer: SigningKey) -> tuple[History, float]:
         entries.append(EntryFacts(night.seq, time_of(night.seq), time_of(night.seq), "complete"))
     assert not registry.unreadable, registry.unreadable[0]
     book, head = Book(), (nights + 1, Digest("0" * 64))
-    audited = f"{time_of(nights + 1):%Y-%m-%dT%H:%M:%SZ}"
-    book.audit = Act(format=1, vault=VAULT, chain="c" * 32, seq=1, prev=None, type="audit", time=audited, signer=signer.public,
-                     head=Head(seq=head[0], sha256=head[1]))  # fmt: skip
-    return History(registry, book, entries, head), seconds
+    history = History(registry, book, entries, head)
+    book.learn(ActLink(_act(history, signer, "audit", time_of(nights + 1)), Digest("0" * 64)))
+    return history, seconds
+
+
+def _act(history: History, signer: SigningKey, kind: ActType, moment: datetime, **members: Any) -> Act:
+    """The next act, which rests on the whole ledger."""
+    seq, head = len(history.book.acts) + 1, Head(seq=history.head[0], sha256=history.head[1])
+    return Act(format=1, vault=VAULT, chain="c" * 32, seq=seq, prev=None, type=kind, time=f"{moment:%Y-%m-%dT%H:%M:%SZ}", signer=signer.public,
+               head=head, **members)  # fmt: skip
 
 
 NOTHING: Any = None  # the store of entries whose lists stand in their lines

@@ -457,25 +457,15 @@ def test_copy_fills_a_new_store(third: World):
     assert (again.copied_objects, again.copied_bytes) == (0, 0)
 
 
-def test_copy_takes_the_acts_along(third: World):
-    """Only where the new store has none: each store's acts are a chain of its own."""
+def test_copy_leaves_the_acts_where_they_are(third: World):
+    """One chain in two stores would let whoever can write to one of them repeat in it what was signed for the other."""
     details = drill_key(utc_now())
     key = SigningKey.from_hex(kit.load_identity_file(third.kit, None).kit.admin_seed)
     with contextlib.closing(third.store()) as store:
         store.put(details, b"sealed")
         add_drill(store, third.context.anchors, key, ObjectRow(key=details, sha256=digest(b"sealed"), size=6))
     replication.copy_store(third.context, source=FIRST, target="third")
-    taken = {key: data for key, data in content(third, 1).items() if key.startswith(("acts/", "drills/"))}
-    assert len(taken) == 2
-    for name, data in taken.items():
-        with open(f"{third.root}/third/{name}", "rb") as file:
-            assert file.read() == data
-    with contextlib.closing(third.store(2)) as store:
-        store.put(details, b"sealed")
-        add_drill(store, third.context.anchors, key, ObjectRow(key=details, sha256=digest(b"sealed"), size=6))
-    before = content(third, 2)
-    replication.copy_store(third.context, source=FIRST, target=SECOND)
-    assert content(third, 2) == before
+    assert not os.path.exists(f"{third.root}/third/acts")
     assert app.verify(third.using("third")).outcome == "clean"
 
 

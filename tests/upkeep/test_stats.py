@@ -10,11 +10,12 @@ import pytest
 
 from mailbackup.cli.stats import summary
 from mailbackup.errors import ChainBroken
-from mailbackup.model.ids import PackId, entry_key, pack_key
-from mailbackup.model.ledger import PackPart, PackRow
+from mailbackup.model.ids import PackId, digest, entry_key, pack_key
+from mailbackup.model.ledger import Head, PackPart, PackRow
 from mailbackup.model.results import MailboxLine, StatsResult, StoreStats
 from mailbackup.upkeep.acts import add_act
 from mailbackup.upkeep.stats import Period, gains, period_of, store_stats
+from mailbackup.vault.chain import find_head
 from tests.craft import admin_key, append, parsed, raw_entry, writer_key
 from tests.world import World
 
@@ -52,6 +53,8 @@ def pack_sizes(world: World) -> dict[str, int]:
 
 def act(world: World, kind: str, **members: object) -> None:
     with contextlib.closing(world.store()) as store:
+        raw = raw_entry(world, find_head(store))
+        members = {"head": Head(seq=parsed(raw).seq, sha256=digest(raw)), **members}
         add_act(store, world.context.anchors, admin_key(world), kind, lambda _: dict(members))  # type: ignore[arg-type]
 
 
@@ -86,6 +89,13 @@ def test_packs_die_and_are_freed(world: World):
     assert (after.bytes, after.dead) == (found.bytes - 1070, before.dead)
     assert sum(row.freed for row in after.growth) == 1000
     assert sum(row.added for row in after.growth) - 1000 == after.bytes  # what never came was never added
+
+
+def test_a_left_over_that_came_later_is_there(world: World):
+    """An act named it before any entry did: it speaks of what was not registered then."""
+    act(world, "prune", packs=(PackPart(id=PackId(f"{1:032x}")),))
+    append(world, writer_key(world), packs=(fake_pack(1, 1000),))
+    assert (stats_of(world).freed, stats_of(world).bytes) == (0, 1000 + sum(pack_sizes(world).values()))
 
 
 def test_pins_count(world: World):
