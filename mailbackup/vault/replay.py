@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 from mailbackup.errors import ChainBroken, ConflictError, DamageError, RecordInvalid
 from mailbackup.model import codec
@@ -102,8 +103,9 @@ def _follow(store: Store, head: int, state: State, anchors: Anchors, writer: Pub
     if head == pinned[0]:
         return []
     trust = _known_trust(state, anchors)
-    for link in walk(store, anchors, trust, last=head, after=pinned):
-        _apply(store, state, link, writer, trust)
+    with _dismissal_first(trust, head, writer):
+        for link in walk(store, anchors, trust, last=head, after=pinned):
+            _apply(store, state, link, writer, trust)
     _check_writer(trust, head, writer)
     return [_behind(pinned[0], state)]
 
@@ -119,10 +121,11 @@ def _from_scratch(store: Store, state: State, anchors: Anchors, writer: PublicKe
     first = head - head % LEDGER_PAGE
     if first:
         trust = page_trust(store, first, anchors)
-        _check_not_dismissed(trust, first, writer)
-        after = _from_page(store, state, anchors, trust, first)
-    for link in walk(store, anchors, trust, last=head, after=after):
-        _apply(store, state, link, writer, trust)
+        with _dismissal_first(trust, head, writer):
+            after = _from_page(store, state, anchors, trust, first)
+    with _dismissal_first(trust, head, writer):
+        for link in walk(store, anchors, trust, last=head, after=after):
+            _apply(store, state, link, writer, trust)
     _check_writer(trust, head, writer)
     if not state.snapshot_counts() and not first:
         return []
@@ -155,8 +158,6 @@ def _from_page(store: Store, state: State, anchors: Anchors, trust: Trust, first
 def _apply(store: Store, state: State, link: Link, writer: PublicKey, trust: Trust) -> None:
     """What one entry changes: its packs live, its stops do not."""
     entry = link.entry
-    if entry.type == "trust":
-        _check_not_dismissed(trust, link.seq, writer)
     _check_signer(link, writer, trust)
     for pack in entry.packs:
         state.add_pack(pack)
@@ -187,10 +188,15 @@ def _check_signer(link: Link, writer: PublicKey, trust: Trust) -> None:
         raise ConflictError(f"entry {link.seq} was written by {signer[:16]}…, another writer than this host")
 
 
-def _check_not_dismissed(trust: Trust, seq: int, writer: PublicKey) -> None:
-    """At once, before anything behind that entry is looked at."""
-    if (writer, "writer") in trust.former and "writer" not in trust.roles.get(writer, ()):
-        raise _not_the_writer(trust, seq, writer)
+@contextlib.contextmanager
+def _dismissal_first(trust: Trust, head: int, writer: PublicKey) -> Iterator[None]:
+    """To a host that was dismissed that is the first thing to say, whatever else is wrong with what came after."""
+    try:
+        yield
+    except ChainBroken:
+        if (writer, "writer") in trust.former and "writer" not in trust.roles.get(writer, ()):
+            raise _not_the_writer(trust, head, writer) from None
+        raise
 
 
 def _check_writer(trust: Trust, head: int, writer: PublicKey) -> None:
