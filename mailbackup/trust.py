@@ -161,6 +161,7 @@ def _check_apart(now: Standing, admin: _Admin, role: Role, public: PublicKey) ->
 def new_signing_key(path: str) -> PublicKey:
     """A signing key for a machine that prunes or drills, in a new private file. Raises AlreadyExists and what writing raises."""
     key = SigningKey.generate()
+    os.makedirs(os.path.dirname(os.path.abspath(path)), mode=0o700, exist_ok=True)
     atomic_write(path, f"{key.seed_hex}\n".encode(), mode=0o600, replace=False)
     return key.public
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mailbackup.audit.walk import Audited
 from mailbackup.crypto.signing import SigningKey
-from mailbackup.model.finding import Finding
+from mailbackup.model.finding import Finding, FindingKind
 from mailbackup.model.ids import Digest
 from mailbackup.model.ledger import Anchors
 from mailbackup.stores.base import Store
@@ -41,10 +41,14 @@ def record_audit(
     return Recorded(add_audit(store, anchors, signer, head))
 
 
+_SAYS_NOTHING = frozenset({FindingKind.LOCK_ENDS})
+"""Findings that need somebody, and say nothing of what the trees refer to."""
+
+
 def _why_not(registry: Registry, head: tuple[int, Digest] | None, audited: Audited, findings: Sequence[Finding]) -> str:
     if not audited.whole:
         return "only a sample was opened"
-    if any(not finding.harmless for finding in findings) or registry.unreadable or head is None:
+    if any(not finding.harmless and finding.kind not in _SAYS_NOTHING for finding in findings) or registry.unreadable or head is None:
         return "not everything is as it should be"
     missed = set(registry.snapshots) - audited.passed - audited.snapshots
     if missed:

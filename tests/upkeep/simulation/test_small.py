@@ -167,7 +167,8 @@ def _writer(world: World) -> Iterator[World]:
         else:
             yield world._replace(writer=writer._replace(at="fixed", pending=f"{'AB'[done]}{writer.attempt}"))
     elif writer.at == "fixed":
-        yield world._replace(store=_put(store, writer.pending or "", world.now), writer=writer._replace(at="put"))
+        after = writer._replace(at="put") if world.kills else Writer(attempt=writer.attempt)
+        yield world._replace(store=_put(store, writer.pending or "", world.now), writer=after)
     elif writer.at == "put":
         yield world._replace(writer=Writer(attempt=writer.attempt))
     if writer.at != "idle" and world.kills:
@@ -198,7 +199,7 @@ def _put(store: View, pack: str, now: float) -> View:
 def _pruner(world: World, serialised: bool) -> Iterator[World]:
     pruner, store = world.pruner, world.store
     if pruner is None:
-        if store.entries and len(store.acts) < _ACTS:
+        if store.entries and len(store.acts) < _ACTS and _acts(_plan(store, world.now)):
             yield world._replace(pruner=Pruner(store, world.now))
         return
     if world.kills:
@@ -213,6 +214,11 @@ def _pruner(world: World, serialised: bool) -> Iterator[World]:
         yield world._replace(store=store._replace(packs=packs), pruner=pruner._replace(doomed=tuple(rest)))
     else:
         yield world._replace(pruner=None)
+
+
+def _acts(decided: Plan) -> bool:
+    """Whether it comes to anything; reading alone changes nothing."""
+    return bool(decided.drop or decided.deletes) and not decided.guards
 
 
 def _sign(world: World, pruner: Pruner, serialised: bool) -> World:
