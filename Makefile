@@ -60,7 +60,7 @@ bench-quick: $(DEV)
 
 # The long form of the random tests; `make test` runs a fixed, seeded share of them.
 campaign: $(DEV) programs
-	@MAILBACKUP_CAMPAIGN=1 $(BIN)/python -m pytest -n auto --dist worksteal tests/vault
+	@MAILBACKUP_CAMPAIGN=1 $(BIN)/python -m pytest -n auto --dist worksteal tests/vault tests/upkeep/simulation
 
 clean:
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist

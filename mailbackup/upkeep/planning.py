@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from mailbackup.model.ids import Digest, PackId
-from mailbackup.model.ledger import from_ranges
+from mailbackup.model.ledger import ActType, from_ranges
 from mailbackup.model.retention import Decision, Moment, Policy, decide, effective_times
 from mailbackup.model.tree import Outcome
 from mailbackup.upkeep.acts import Book
@@ -131,7 +131,7 @@ def _passed(since: datetime | None, grace: timedelta, now: datetime) -> bool:
 
 def _choose_packs(history: History, rules: Rules, now: datetime, hold: list[int], result: Plan) -> None:
     audited = history.audited()
-    missing = given_up(history)
+    missing = given_up(history, "prune", "received-without")
     for pack, life in history.registry.packs.items():
         if pack in missing:
             continue
@@ -147,15 +147,15 @@ def _choose_packs(history: History, rules: Rules, now: datetime, hold: list[int]
             result.bytes += life.row.size
 
 
-def given_up(history: History) -> set[PackId]:
-    """The packs that acts delete, or call absent, and that were dead in the ledger that the act rests on.
+def given_up(history: History, *kinds: ActType) -> set[PackId]:
+    """The packs that acts of these kinds name, and that were dead in the ledger that the act rests on.
 
     One that an act named as a left-over, and that came to the ledger afterwards, is as any other: what an act said of the one says nothing of when the
     other may go.
     """
     found: set[PackId] = set()
     for act, _ in history.book.acts:
-        if act.type in ("prune", "received-without") and act.head is not None:
+        if act.type in kinds and act.head is not None:
             lives = ((part.id, history.registry.packs.get(part.id)) for part in act.packs)
             found |= {pack for pack, life in lives if life is not None and life.is_dead and life.last <= act.head.seq}
     return found

@@ -248,7 +248,7 @@ def _doomed(store: Store, anchors: Anchors, looked: Looked, decided: Plan) -> Se
     keys = []
     for seq in sorted({*history.book.gone, *decided.gone}):  # these first: else a copy that is made meanwhile has snapshots without their packs
         keys += [(key, 0) for key in looked.snapshots.get(seq, ())]
-    for pack in sorted({*given_up(history), *decided.packs, *stray}):
+    for pack in sorted({*given_up(history, "prune"), *decided.packs, *stray}):
         stat = looked.packs.get(pack_key(pack))
         if stat is not None:
             keys.append((pack_key(pack), stat.size))

@@ -265,7 +265,7 @@ class Sim:
     def _check_store(self, store: Store) -> None:
         book = store.book()
         for link in store.entries:
-            if link.entry.outcome is None or link.seq in book.gone or (store.filling and link.seq not in store.snapshots):
+            if link.entry.outcome is None or link.seq in _not_here(store, book) or (store.filling and link.seq not in store.snapshots):
                 continue
             missing = sorted({pack for pack, _ in self.trees[link.sha256]} - store.packs.keys())
             if missing:
@@ -281,6 +281,7 @@ class Sim:
 
     def _check_verify(self, store: Store, book: Book) -> None:
         registry = store.registry()
+        book.without -= store.snapshots
         for pack in needed_packs(registry, book):
             if pack not in store.packs and not self.lies and not store.filling:
                 raise Violation(f"(d) verify says that {store.name} needs pack {pack[:4]}, which is not there")
@@ -636,7 +637,7 @@ def _pin(sim: Sim, store: Store, seq: int) -> Steps:
 
 def audit(sim: Sim, store: Store) -> Steps:
     """Opens every snapshot that is there: what it refers to was live at its entry, and is there. Only then it says so."""
-    registry, head, before = store.registry(), store.entries[-1], store.book().gone
+    registry, head, before = store.registry(), store.entries[-1], _not_here(store, store.book())
     sound = True
     for link in list(store.entries):
         if link.entry.outcome is None or link.seq in before:
@@ -680,14 +681,19 @@ def catch_up(sim: Sim, target: Store) -> Steps:
     yield "said"
 
 
+def _not_here(store: Store, book: Book) -> set[int]:
+    """The snapshots that acts say are not there, and that are not."""
+    return book.gone | (book.without - store.snapshots)
+
+
 def record_without(sim: Sim, target: Store, source: Store) -> None:
     book, registry = source.book(), target.registry()
     packs = {p for p in book.missing if p not in target.packs and p in registry.packs and registry.packs[p].is_dead}
-    gone = {seq for seq in book.gone if seq not in target.snapshots and seq <= target.head}
+    gone = {seq for seq in book.not_here if seq not in target.snapshots and seq <= target.head}
     head = Head(seq=target.head, sha256=target.entries[-1].sha256)
 
     def make(own: Book) -> dict[str, Any] | None:
-        new, seqs = sorted(packs - own.missing), sorted(gone - own.gone)
+        new, seqs = sorted(packs - own.missing), sorted(gone - own.not_here)
         return {"packs": tuple(PackPart(id=pack) for pack in new), "snapshots": tuple(seqs), "head": head} if new or seqs else None
 
     sim.add_act(target, "received-without", make)
