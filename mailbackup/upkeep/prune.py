@@ -246,7 +246,9 @@ def _doomed(store: Store, anchors: Anchors, looked: Looked, decided: Plan) -> Se
         _learn_new(store, anchors, looked)
     stray = {pack for pack in decided.stray if pack not in history.registry.packs}
     keys = []
-    for seq in sorted({*history.book.gone, *decided.gone}):  # these first: else a copy that is made meanwhile has snapshots without their packs
+    for seq in sorted(
+        {*history.book.gone, *decided.gone}
+    ):  # these first: else a copy that is made meanwhile has snapshots without their packs
         keys += [(key, 0) for key in looked.snapshots.get(seq, ())]
     for pack in sorted({*given_up(history, "prune"), *decided.packs, *stray}):
         stat = looked.packs.get(pack_key(pack))

@@ -60,6 +60,9 @@ class Breaks:
     overwrite: bool = False  # an act is put where the one that was read last says, whatever is there
 
 
+SOUND = Breaks()
+
+
 @dataclass(slots=True)
 class Store:
     """What a store holds. `own_time`: its clock is right and counts (trait `trusted_time`); else its users' clocks are what there is."""
@@ -153,7 +156,9 @@ class Sim:
         self.saved: list[State] = []
         self.source: dict[int, int] = {item: item for item in range(rng.randint(2, 5))}
         self.unreadable: set[int] = set()
-        self.unsure = False  # the state may be behind the stores: if one of them is away, the ledger would fork (which is found, and refused)
+        self.unsure = (
+            False  # the state may be behind the stores: if one of them is away, the ledger would fork (which is found, and refused)
+        )
         self.contents = 100
         self.trees: dict[Digest, frozenset[Block]] = {}
         self.live: dict[Digest, frozenset[Block]] = {}
@@ -319,7 +324,9 @@ class Sim:
             life = registry.packs.get(part.id)
             since = store.true_sent.get(part.id) if life is None or not life.is_dead else store.true_times[life.last - 1]
             if since is not None and self.now - since < grace.total_seconds():
-                raise Violation(f"(e) pack {part.id[:4]} of {store.name} goes {(self.now - since) / DAY:.1f} days after something needed it")
+                raise Violation(
+                    f"(e) pack {part.id[:4]} of {store.name} goes {(self.now - since) / DAY:.1f} days after something needed it"
+                )
 
     # ------------------------------------------------------------ the writer
 
@@ -488,7 +495,7 @@ class _Run:
         for row in rows:
             state.live[row.id] = set(range(row.blocks))
         state.large |= self.placed
-        state.refs.update({block: 0 for block in self.placed.values()})
+        state.refs.update(dict.fromkeys(self.placed.values(), 0))
         state.refs.subtract(Counter(block for _, block in state.tree.values()))
         state.refs.update(Counter(block for _, block in self.tree.values()))
         state.tree = dict(self.tree)

@@ -15,7 +15,7 @@ from mailbackup.upkeep import prune as real
 from mailbackup.upkeep.planning import EntryFacts, History, Plan
 from mailbackup.upkeep.registry import PackLife
 from tests.upkeep.simulation import model
-from tests.upkeep.simulation.model import Breaks, Violation
+from tests.upkeep.simulation.model import SOUND, Breaks, Violation
 from tests.upkeep.simulation.test_histories import History as Random
 
 SEEDS = 1200
@@ -62,7 +62,7 @@ class Case:
 
     name: str
     patches: Callable[[], list[Patch]] = list
-    breaks: Breaks = Breaks()
+    breaks: Breaks = SOUND
     lies: bool = False
     late: bool = False
     behind: float = 0.0  # days that the writer's clock is behind
