@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mailbackup.errors import ConfigInvalid, MailbackupError, NoSpace, ObjectDamaged, StoreRefused, StoreUnavailable
-from mailbackup.model.ids import entry_key
+from mailbackup.model.ids import ObjectKey, entry_key
 from mailbackup.model.options import StoreConfig
 from mailbackup.stores.borg.answers import failure_of
 from mailbackup.stores.borg.store import BorgStore, open_borg
@@ -387,3 +387,26 @@ def test_every_end_of_borg_is_one_of_our_errors(code: int, stderr: bytes, kind: 
     assert type(failure.error("store box")) is kind
     assert failure.transient == transient
     assert "secret" not in failure.error("store box").message
+
+
+def test_an_archive_that_lacks_what_could_not_be_read_is_made_right(bench: Bench) -> None:
+    """borg goes on when a file that it was told to store is gone, and the archive's comment names it all the same."""
+    place = bench.place()
+    store = bench.open(place, "work")
+    other = ObjectKey(f"packs/ef/ef{'0' * 30}")
+    store.put(KEY, b"k" * 200_000)
+    store.put(other, b"o" * 200_000)
+    work = str(bench.top / "work")
+    spool = next(name for name in os.listdir(work) if name.startswith("spool-"))
+    waiting = {path: path.read_bytes()[:1] for path in Path(work, spool).rglob("*") if path.is_file()}
+    next(path for path, first in waiting.items() if first == b"k").unlink()
+    with pytest.raises(MailbackupError):
+        store.put(entry_key(1), b"entry")
+    store.close()
+    after = bench.open(place)
+    assert KEY not in keys(after)
+    assert entry_key(1) not in keys(after) or after.get(other, 1 << 20) == b"o" * 200_000
+    again = bench.open(place, "again")
+    again.put(KEY, b"k" * 200_000)
+    again.flush()
+    assert bench.open(place).get(KEY, 1 << 20) == b"k" * 200_000
