@@ -12,7 +12,17 @@ from typing import Any, Literal
 
 from mailbackup.access import Context, chosen_stores, open_place, store_dir
 from mailbackup.crypto.signing import SigningKey
-from mailbackup.errors import ConflictError, IdentityMissing, KeyProblem, MailbackupError, NotFound, SafetyRefusal, StoreError, UsageError
+from mailbackup.errors import (
+    ConflictError,
+    DamageError,
+    IdentityMissing,
+    KeyProblem,
+    MailbackupError,
+    NotFound,
+    SafetyRefusal,
+    StoreError,
+    UsageError,
+)
 from mailbackup.host import stamp
 from mailbackup.kit import load_signing_key
 from mailbackup.model.events import Phase, Stop, never
@@ -47,11 +57,10 @@ def prune_stores(
     for place in places:
         try:
             done = _one(context, place, rules[place.name], signer, remove_last, stop)
-        except (StoreError, SafetyRefusal) as error:
+        except (StoreError, SafetyRefusal, DamageError, ConflictError, KeyProblem) as error:
             if len(places) == 1:
                 raise
-            refused = isinstance(error, SafetyRefusal)
-            stores.append(PrunedStore(name=place.name, outcome="refused" if refused else "failed", detail=error.message, hint=error.hint))
+            stores.append(_not_pruned(place.name, error))
         else:
             stores.append(_told(place.name, done, planned=planned))
             reasons += _reasons(place.name, done)
@@ -61,6 +70,11 @@ def prune_stores(
         freed_bytes=sum(store.freed_bytes for store in stores), seconds=round(time.monotonic() - began, 3), reasons=tuple(reasons),
         stores=tuple(stores),
     )  # fmt: skip
+
+
+def _not_pruned(name: str, error: MailbackupError) -> PrunedStore:
+    outcome: Literal["refused", "failed"] = "refused" if isinstance(error, SafetyRefusal) else "failed"
+    return PrunedStore(name=name, outcome=outcome, exit_status=error.exit_status, detail=error.message, hint=error.hint)
 
 
 def _one(context: Context, place: StoreConfig, rules: Rules, signer: SigningKey | None, remove_last: bool, stop: Stop) -> Pruned:
@@ -133,8 +147,9 @@ def _told(name: str, done: Pruned, *, planned: bool) -> PrunedStore:
     plan = done.plan
     details = [guard.detail for guard in plan.guards] + [f"cannot lock {key}: {why}" for key, why in done.unlocked[:1]]
     outcome: Literal["planned", "failed", "pruned"] = "planned" if planned else "failed" if done.unlocked else "pruned"
+    status = StoreError.exit_status if done.unlocked and not planned else 0
     return PrunedStore(
-        name=name, outcome=outcome, kept=sum(decision.keep for decision in plan.decisions), dropped=tuple(plan.drop), gone=tuple(plan.gone),
+        name=name, outcome=outcome, exit_status=status, kept=sum(decision.keep for decision in plan.decisions), dropped=tuple(plan.drop), gone=tuple(plan.gone),
         packs=len(plan.packs) + len(plan.stray), deleted=done.deleted, freed_bytes=plan.bytes if planned else done.bytes, locked=done.locked,
         extended=done.extended, unlocked=len(done.unlocked), waiting=plan.waiting, held=plan.held, live=plan.live,
         guards=tuple(guard.name for guard in plan.guards), detail="; ".join(details), hint=" ".join(guard.hint for guard in plan.guards),

@@ -9,7 +9,7 @@ import typer
 from mailbackup.cli.answer import Answer, fields_of
 from mailbackup.cli.command import Run, command
 from mailbackup.cli.text import duration, number, size
-from mailbackup.errors import SafetyRefusal, StoreError, UsageError
+from mailbackup.errors import UsageError
 
 KeyFile = Annotated[
     str | None, typer.Option("--key", metavar="FILE", help="The signing key; the default is retention.key_file.", show_default=False)
@@ -38,8 +38,7 @@ def prune(
     from mailbackup import keeping
 
     result = keeping.prune_stores(run.context(), planned=dry_run, remove_last=yes_remove_last, key_file=key_file)
-    status = {"refused": SafetyRefusal.exit_status, "failed": StoreError.exit_status}.get(result.outcome, 0)
-    return Answer(outcome=result.outcome, exit_status=status, fields=fields_of(result), text=_summary(result, dry_run))
+    return Answer(outcome=result.outcome, exit_status=result.exit_status, fields=fields_of(result), text=_summary(result, dry_run))
 
 
 def _summary(result: Any, planned: bool) -> list[str]:

@@ -16,7 +16,6 @@ from mailbackup.errors import (
     Interrupted,
     MailbackupError,
     RecordInvalid,
-    SafetyRefusal,
     SourceError,
     StoreError,
     StoreRefused,
@@ -196,8 +195,7 @@ def prune(context: Context, stop: Stop) -> Done:
     for store in result.stores:
         if store.outcome in ("refused", "failed"):
             detail += f"; store {store.name} {store.outcome}: {store.detail}"
-    status = {"refused": SafetyRefusal.exit_status, "failed": StoreError.exit_status}
-    return Done(detail, status.get(result.outcome, 0))
+    return Done(detail, result.exit_status)
 
 
 def boot(context: Context) -> Done:

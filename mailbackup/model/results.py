@@ -371,6 +371,7 @@ class PrunedStore(Record, frozen=True, kw_only=True):
 
     name: str
     outcome: Literal["pruned", "planned", "refused", "failed"]
+    exit_status: int = 0
     kept: int = 0
     dropped: tuple[int, ...] = ()
     gone: tuple[int, ...] = ()
@@ -398,6 +399,12 @@ class PruneResult(Record, frozen=True, kw_only=True):
     seconds: float
     reasons: tuple[SnapshotReason, ...] = ()
     stores: tuple[PrunedStore, ...] = ()
+
+    @property
+    def exit_status(self) -> int:
+        """That of the store with which most is wrong."""
+        found = {store.exit_status for store in self.stores}
+        return next((status for status in (4, 6, 7, 8, 5) if status in found), 0)
 
 
 class ActResult(Record, frozen=True, kw_only=True):

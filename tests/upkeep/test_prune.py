@@ -287,3 +287,16 @@ def test_snapshots_shows_what_was_dropped_pinned_and_is_gone(keeper: Keeper):
     keeper.prune()
     assert first - 1 not in {row.seq for row in app.snapshots(keeper.context)}
     assert second in {row.seq for row in app.snapshots(keeper.context)}
+
+
+def test_a_broken_store_does_not_keep_the_others_from_being_pruned(tmp_path: Path, clock: Clock):
+    keeper = Keeper(tmp_path, clock, stores=2)
+    keeper.first_day()
+    keeper.night("1")
+    keeper.night("2")
+    with open(f"{keeper.vault}/{entry_key(2)}", "ab") as file:
+        file.write(b"x")
+    done = keeper.prune()
+    assert [(store.name, store.outcome) for store in done.stores] == [("local", "failed"), ("local-2", "pruned")]
+    assert (done.outcome, done.exit_status) == ("failed", 4)
+    assert done.stores[1].dropped
