@@ -87,6 +87,7 @@ class _Copy:
         self._done = Copied()
         self._there: dict[str, int] = {}
         self._live: set[PackId] | None = None
+        self._relied: list[PackRow] = []  # packs that were in the target already, and that no entry there named
 
     def run(self, signer: SigningKey | None) -> Copied:
         _, last = self._longest()
@@ -99,6 +100,7 @@ class _Copy:
             self._entry(link)
             if self._stop():
                 raise Interrupted(f"stopped after entry {link.seq} of {last}", hint="Run it again: it goes on from there.")
+        self._send_again()
         if signer is not None:
             with contextlib.suppress(DamageError, ConflictError):  # everything was copied; `verify` tells what is wrong with the acts
                 self._done.recorded = record_without(self._target, self._anchors, signer, self._pruned)
@@ -180,6 +182,7 @@ class _Copy:
             if order < _PACKS:
                 self._count(copy_object(self._sources, self._target, key, sha256))
         self._packs([pack for key, pack in packs.items() if self._there.get(key) != pack.size])
+        self._relied += [pack for key, pack in packs.items() if self._there.get(key) == pack.size]
         for order, key, sha256 in named:
             if order > _PACKS:
                 self._late(link.seq, key, sha256)
@@ -188,14 +191,31 @@ class _Copy:
         self._done.head = link.seq
         self._on_event(Progress(link.seq, self._done.bytes, f"entry {link.seq}"))
 
+    def _send_again(self) -> None:
+        """A prune of the target may have taken for left-overs, and deleted, what was relied on before its entry came."""
+        if self._relied:
+            there = {key: stat.size for key, stat in self._target.list("packs/")}
+            self._packs([pack for pack in self._relied if there.get(pack_key(pack.id)) != pack.size])
+
     def _late(self, seq: int, key: ObjectKey, sha256: Digest) -> None:
-        """A list, or the snapshot, unless that was pruned."""
+        """A list, or the snapshot: from a source that has not let it go, since its packs may be deleted before it is."""
+        keep = self._sources
+        if key.startswith("snapshots/"):
+            keep = [source for source in self._sources if seq not in self._gone.get(source.name, ())]
         try:
-            self._count(copy_object(self._sources, self._target, key, sha256))
+            if keep:
+                self._count(copy_object(keep, self._target, key, sha256))
         except ObjectMissing:
             if not key.startswith("snapshots/") or seq not in self._pruned.snapshots:
                 raise
+            keep = []
+        if not keep:
             self._done.without.append(seq)
+
+    @cached_property
+    def _gone(self) -> dict[str, frozenset[int]]:
+        """The snapshots that the acts of each source have let go for good. Of one whose acts are not sound nothing is believed."""
+        return {source.name: pruned_by([source], self._anchors).snapshots for source in self._sources}
 
     @cached_property
     def _pruned(self) -> Pruned:

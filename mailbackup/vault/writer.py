@@ -250,7 +250,6 @@ class VaultWriter:
 
     def _register_packs(self) -> tuple[PackRow, ...]:
         """Finish the packs, and bring blocks, large blobs and reference counts into the state."""
-        self._refuse_old()
         finished = self._packs.finish_packs()
         numbers = {pack.id: self._state.add_pack(_row(pack, self._epoch.epoch)) for pack in finished}
         with self._state.lock:
@@ -276,7 +275,6 @@ class VaultWriter:
                 f"this run was paused for {paused / 86400:.0f} days: what it sent may have been removed since",
                 hint="Run it again; what was registered before is used.",
             )
-        self._registered_at = (time.time(), time.clock_gettime(time.CLOCK_BOOTTIME))
 
     def _stops(self) -> BlockList:
         unused = self._state.unused_blocks()
@@ -308,8 +306,11 @@ class VaultWriter:
             trust=tuple(codec.decode(self._state.get(TRUST_LINES), list, TRUST_LINES)) if seq % LEDGER_PAGE == 0 else (),
         )
         raw = seal_line(codec.encode(entry), self._keys.signer)
+        if entry.packs:
+            self._refuse_old()
         fix(self._state, [*list_objects, *(objects or []), (entry_key(seq), raw)])
         put_pending(self._replicas, self._state, self._keys.anchors)
+        self._registered_at = (time.time(), time.clock_gettime(time.CLOCK_BOOTTIME))
 
     def _lists(self, seq: int, stops: BlockList) -> tuple[Lists | None, BlockList, list[tuple[ObjectKey, bytes]]]:
         """Lists that are objects of their own: long stops, and the live set of every 256th entry."""

@@ -11,10 +11,11 @@ import pytest
 
 from mailbackup import app, keeping
 from mailbackup.crypto.signing import SigningKey
-from mailbackup.errors import ChainBroken, KeyProblem, NotFound, PruneRefused, StoreRefused, StoreUnavailable, UsageError
+from mailbackup.errors import ChainBroken, ConflictError, KeyProblem, NotFound, PruneRefused, StoreRefused, StoreUnavailable, UsageError
 from mailbackup.model.ids import entry_key
 from mailbackup.model.options import RetentionConfig
 from mailbackup.testing.wrapper import Wrapper
+from mailbackup.vault import commit, writer
 from tests.upkeep.keeper import Clock, Keeper, clock, keeper
 
 __all__ = ["clock", "keeper"]
@@ -300,3 +301,40 @@ def test_a_broken_store_does_not_keep_the_others_from_being_pruned(tmp_path: Pat
     assert [(store.name, store.outcome) for store in done.stores] == [("local", "failed"), ("local-2", "pruned")]
     assert (done.outcome, done.exit_status) == ("failed", 4)
     assert done.stores[1].dropped
+
+
+def test_a_run_that_was_paused_for_days_begins_anew(keeper: Keeper, monkeypatch: pytest.MonkeyPatch):
+    head = keeper.ledger()[-1]["seq"]
+    keeper.deliver("new.m:2,", b"Subject: new\n\n" + os.urandom(40_000))
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "LEFT_OVER_SECONDS", -1)
+        with pytest.raises(ConflictError, match="paused"):
+            keeper.backup()
+    assert keeper.ledger()[-1]["seq"] == head
+    assert keeper.backup().new_messages == 1
+
+
+class Silent(Wrapper):
+    """A store that takes no entries."""
+
+    def put(self, key, data):
+        if key.startswith("ledger/"):
+            raise StoreUnavailable("away")
+        super().put(key, data)
+
+
+def test_what_waited_for_its_entry_for_days_is_sent_again(keeper: Keeper, monkeypatch: pytest.MonkeyPatch):
+    before = set(keeper.packs())
+    keeper.deliver("new.m:2,", b"Subject: new\n\n" + os.urandom(40_000))
+    keeper.store_hook = Silent
+    with pytest.raises(StoreUnavailable):
+        keeper.backup()
+    keeper.store_hook = None
+    left_over = set(keeper.packs()) - before
+    with monkeypatch.context() as patch:
+        patch.setattr(commit, "LEFT_OVER_SECONDS", -1)
+        seq = keeper.backup().seq
+    for pack in left_over:
+        os.unlink(pack)
+    keeper.check_restores(seq)
+    assert keeper.verify(decrypt=True).outcome == "clean"
