@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import timedelta
-from functools import partial
 from typing import Any, Literal
 
 from mailbackup.access import Context, chosen_stores, open_place, store_dir
@@ -25,10 +24,13 @@ from mailbackup.errors import (
 )
 from mailbackup.host import stamp
 from mailbackup.kit import load_signing_key
+from mailbackup.model import codec
 from mailbackup.model.events import Phase, Stop, never
-from mailbackup.model.ledger import ActType, Anchors, Head
+from mailbackup.model.ids import act_key
+from mailbackup.model.ledger import Act, ActType, Anchors, Head
 from mailbackup.model.options import StoreConfig
 from mailbackup.model.results import ActResult, PrunedStore, PruneResult, SnapshotReason
+from mailbackup.model.tree import RECORD_LIMIT
 from mailbackup.stores.base import Store
 from mailbackup.upkeep import locks
 from mailbackup.upkeep.acts import Book, add_act, read_book
@@ -83,12 +85,38 @@ def _one(context: Context, place: StoreConfig, rules: Rules, signer: SigningKey 
         if signer is None:
             return dry_run(store, anchors, rules, remove_last=remove_last)
         _check_role(store, anchors, signer)
-        check_seen(context.state_dir, place.name, read_book(store, anchors))
-        care = partial(_extend_locks, context, place, store, locked := locks.Extended())
+        locked = locks.Extended()
+
+        def care(looked: Looked) -> None:
+            _check_acts(context, place, looked.history.book)
+            _extend_locks(context, place, store, locked, looked)
+
         done = prune(store, anchors, signer, rules, remove_last=remove_last, care=care, stop=stop, on_event=context.on_event)
-        done.extended, done.unlocked = locked.extended, locked.failed
+        done.extended, done.unlocked, done.untried = locked.extended, locked.failed, locked.left
         remember_seen(context.state_dir, place.name, read_book(store, anchors))
         return done
+
+
+def _check_acts(context: Context, place: StoreConfig, book: Book) -> None:
+    """Raises ChainBroken when the acts of a store are not those that were seen in it, or are those of another configured store."""
+    names = [store.name for store in context.config.stores]
+    check_seen(context.state_dir, place.name, book, names)
+    for other in context.config.stores:
+        if other.name == place.name or book.chain is None:
+            continue
+        with suppress(StoreError, KeyProblem), closing(open_place(context, other)) as store, suppress(DamageError):
+            if _first_chain(store) == book.chain:
+                raise SafetyRefusal(
+                    f"stores {place.name} and {other.name} have the same acts",
+                    hint="One of the two was copied, by hand or by somebody who meant harm: nothing is pruned in either."
+                    " If they are the same place, configure it once.",
+                )
+
+
+def _first_chain(store: Store) -> str:
+    """The chain that act 1 of a store says it begins; nothing of it is believed."""
+    line, _, _ = store.get(act_key(1), RECORD_LIMIT).partition(b"\n")
+    return codec.decode(line, Act, act_key(1)).chain
 
 
 def _extend_locks(context: Context, place: StoreConfig, store: Store, result: locks.Extended, looked: Looked) -> None:
@@ -101,7 +129,7 @@ def _extend_locks(context: Context, place: StoreConfig, store: Store, result: lo
     os.makedirs(folder, mode=0o700, exist_ok=True)
     with locks.remembered(os.path.join(folder, locks.FILE_NAME), place.url) as remembered:
         done = locks.extend(store, keys, store.now(), place.lock_days, remembered)
-    result.extended, result.failed = done.extended, done.failed
+    result.extended, result.failed, result.left = result.extended + done.extended, done.failed, done.left
 
 
 def _rules(context: Context, place: StoreConfig, remove_last: bool) -> Rules:
@@ -151,7 +179,7 @@ def _told(name: str, done: Pruned, *, planned: bool) -> PrunedStore:
     return PrunedStore(
         name=name, outcome=outcome, exit_status=status, kept=sum(decision.keep for decision in plan.decisions), dropped=tuple(plan.drop), gone=tuple(plan.gone),
         packs=len(plan.packs) + len(plan.stray), deleted=done.deleted, freed_bytes=plan.bytes if planned else done.bytes, locked=done.locked,
-        extended=done.extended, unlocked=len(done.unlocked), waiting=plan.waiting, held=plan.held, live=plan.live,
+        extended=done.extended, unlocked=len(done.unlocked) + done.untried, waiting=plan.waiting, held=plan.held, live=plan.live,
         guards=tuple(guard.name for guard in plan.guards), detail="; ".join(details), hint=" ".join(guard.hint for guard in plan.guards),
     )  # fmt: skip
 
@@ -174,7 +202,8 @@ def pin(context: Context, seqs: tuple[int, ...], *, note: str, release: bool, ke
             raise NotFound(f"snapshot {absent[0]} is not pinned")
         return {"snapshots": seqs, "note": note, "release": release}
 
-    return ActResult(acts=_act_everywhere(context, "pin", make, key_file), snapshots=seqs)
+    acts, without = _act_everywhere(context, "pin", make, key_file)
+    return ActResult(acts=acts, without=without, snapshots=seqs)
 
 
 def undelete(context: Context, seqs: tuple[int, ...], *, key_file: str | None = None) -> ActResult:
@@ -187,7 +216,8 @@ def undelete(context: Context, seqs: tuple[int, ...], *, key_file: str | None = 
             raise NotFound(f"snapshot {there[0]} was not dropped", hint="'mailbackup snapshots' lists what is kept.")
         return {"snapshots": seqs, "note": "taken back"}
 
-    return ActResult(acts=_act_everywhere(context, "undelete", make, key_file), snapshots=seqs)
+    acts, without = _act_everywhere(context, "undelete", make, key_file)
+    return ActResult(acts=acts, without=without, snapshots=seqs)
 
 
 def _check_known(seqs: tuple[int, ...], book: Book, known: set[int]) -> None:
@@ -214,25 +244,27 @@ def ack(context: Context, guards: tuple[str, ...], *, size: int = 0, note: str =
     def make(book: Book, known: set[int], head: Head) -> dict[str, Any]:
         return {"guards": guards, "bytes": size, "note": note, "head": head}
 
-    return ActResult(acts=_act_everywhere(context, "ack", make, key_file), guards=guards)
+    acts, without = _act_everywhere(context, "ack", make, key_file)
+    return ActResult(acts=acts, without=without, guards=guards)
 
 
 _Make = Callable[[Book, set[int], Head], dict[str, Any]]
 
 
-def _act_everywhere(context: Context, kind: ActType, make: _Make, key_file: str | None) -> dict[str, int]:
-    """Add an act to each chosen store that can take it. Raises the first error when none could."""
+def _act_everywhere(context: Context, kind: ActType, make: _Make, key_file: str | None) -> tuple[dict[str, int], dict[str, str]]:
+    """Add an act to each chosen store that can take it: its number in each, and why the others have none. Raises the first error when none could."""
     signer = _signer(context, key_file)
     acts: dict[str, int] = {}
+    without: dict[str, str] = {}
     first: MailbackupError | None = None
     for place in chosen_stores(context):
         try:
             acts[place.name] = _act(context, place, kind, make, signer)
-        except (StoreError, NotFound) as error:
-            first = first or error
+        except (StoreError, NotFound, DamageError, KeyProblem, ConflictError, SafetyRefusal) as error:
+            first, without[place.name] = first or error, error.message
     if first is not None and not acts:
         raise first
-    return acts
+    return acts, without
 
 
 def _act(context: Context, place: StoreConfig, kind: ActType, make: _Make, signer: SigningKey) -> int:
@@ -242,7 +274,7 @@ def _act(context: Context, place: StoreConfig, kind: ActType, make: _Make, signe
         history = look(store, anchors).history
         known = {entry.seq for entry in history.entries if entry.outcome is not None}
         head = Head(seq=history.head[0], sha256=history.head[1])
-        check_seen(context.state_dir, place.name, history.book)
+        _check_acts(context, place, history.book)
         act = add_act(store, anchors, signer, kind, lambda book: make(book, known, head))
         if act is None:
             raise ConflictError(f"store {place.name}: nothing was recorded")

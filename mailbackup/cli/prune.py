@@ -9,7 +9,7 @@ import typer
 from mailbackup.cli.answer import Answer, fields_of
 from mailbackup.cli.command import Run, command
 from mailbackup.cli.text import duration, number, size
-from mailbackup.errors import UsageError
+from mailbackup.errors import StoreError, UsageError
 
 KeyFile = Annotated[
     str | None, typer.Option("--key", metavar="FILE", help="The signing key; the default is retention.key_file.", show_default=False)
@@ -93,7 +93,18 @@ def undelete(run: Run, seqs: Seqs, *, key_file: KeyFile = None) -> Answer:
 
 def _told(result: Any, what: str) -> Answer:
     names = ", ".join(f"snapshot {seq}" for seq in result.snapshots)
-    return Answer(fields=fields_of(result), text=[f"{names} {what} in {', '.join(result.acts)}"])
+    return _acted(result, f"{names} {what}")
+
+
+def _acted(result: Any, what: str) -> Answer:
+    """Done in some stores; a store that could not be reached still has it as it was, which is not what was asked for."""
+    lines = [f"{what} in {', '.join(result.acts)}", *(f"NOT in {name}: {why}" for name, why in result.without.items())]
+    return Answer(
+        outcome="partial" if result.without else "done",
+        exit_status=StoreError.exit_status if result.without else 0,
+        fields=fields_of(result),
+        text=lines,
+    )
 
 
 def ack(
@@ -110,4 +121,4 @@ def ack(
     if not note.strip():
         raise UsageError("say what you found with --note", hint="Whoever looks at this vault in a year will want to know.")
     result = keeping.ack(run.context(), tuple(guards), size=size_, note=note, key_file=key_file)
-    return Answer(fields=fields_of(result), text=[f"{', '.join(result.guards)} acknowledged in {', '.join(result.acts)}"])
+    return _acted(result, f"{', '.join(result.guards)} acknowledged")

@@ -12,7 +12,6 @@ from mailbackup import app, keeping
 from mailbackup.access import Context, chosen_stores, use_nearest, use_store
 from mailbackup.errors import (
     DamageError,
-    IdentityMissing,
     Interrupted,
     MailbackupError,
     RecordInvalid,
@@ -135,10 +134,11 @@ def _scrub_store(context: Context, name: str, budget: int, stop: Stop) -> Rolled
     now = stamp(utc_now())
     with use_store(context, name) as store:
         rolled = rolling_scrub(store, context.anchors_of(name), after=place.after, budget=budget, stop=stop, on_event=context.on_event)
-        if rolled.damaged and context.config.retention.key_file is not None:
-            record_damage(store, context.anchors_of(name), load_signing_key(context.config.retention.key_file), rolled.damaged)
     since = now if rolled.wrapped else place.since or now
     remember_scrub(context.state_dir, name, ScrubPlace(after=rolled.after, since=since, round=now if rolled.wrapped else place.round))
+    if rolled.damaged and context.config.retention.key_file is not None:
+        with use_store(context, name) as store:
+            record_damage(store, context.anchors_of(name), load_signing_key(context.config.retention.key_file), rolled.damaged)
     return rolled
 
 
@@ -175,7 +175,7 @@ def _judged(context: Context, detail: str, findings: list[Finding], *, whole: bo
 def _to_be_healed(context: Context, findings: list[Finding]) -> str:
     """Have the next backup send the contents of damaged packs again, as far as the sources still have them. Says what will happen."""
     packs = {PackId(finding.subject[-32:]) for finding in findings if finding.subject.startswith("packs/")}
-    if not packs or context.config.retention.key_file is not None:  # a machine that prunes has said so in an act
+    if not packs or not os.path.exists(context.state_path):  # no state: this machine makes no backups, and said so in an act if it could
         return ""
     try:
         with run_lock(os.path.join(context.state_dir, "lock")), closing(State(context.state_path, context.anchors.vault)) as state:
@@ -187,10 +187,9 @@ def _to_be_healed(context: Context, findings: list[Finding]) -> str:
 
 def prune(context: Context, stop: Stop) -> Done:
     """Old snapshots go, as the retention says."""
-    try:
-        result = keeping.prune_stores(context, stop=stop)
-    except IdentityMissing as error:
-        raise Skip(error.message) from None
+    if context.config.retention.key_file is None:
+        raise Skip("no signing key was named on this host (retention.key_file)")
+    result = keeping.prune_stores(context, stop=stop)
     detail = f"{result.kept:,} snapshots kept, {result.removed:,} dropped, {result.freed_bytes:,} bytes freed"
     for store in result.stores:
         if store.outcome in ("refused", "failed"):

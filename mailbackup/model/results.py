@@ -408,9 +408,10 @@ class PruneResult(Record, frozen=True, kw_only=True):
 
 
 class ActResult(Record, frozen=True, kw_only=True):
-    """`pin`, `undelete`, `ack`: the number of the act in each store that took it."""
+    """`pin`, `undelete`, `ack`: the number of the act in each store that took it, and why those `without` did not."""
 
     acts: dict[str, int]
+    without: dict[str, str] = {}
     snapshots: tuple[int, ...] = ()
     guards: tuple[str, ...] = ()
 

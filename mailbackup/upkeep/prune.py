@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mailbackup.crypto.signing import SigningKey
-from mailbackup.errors import ChainBroken, Interrupted, ObjectMissing, PruneRefused, StoreRefused
-from mailbackup.host import stamp
+from mailbackup.errors import ChainBroken, Interrupted, ObjectMissing, PruneRefused, RecordInvalid, StoreRefused
+from mailbackup.host import parse_stamp, stamp
 from mailbackup.model.events import OnEvent, Phase, Progress, Stop
 from mailbackup.model.ids import Digest, ObjectKey, PackId, is_object_key, pack_key
 from mailbackup.model.ledger import Anchors, Head, PackPart
@@ -40,6 +40,7 @@ class Pruned:
     locked: int = 0
     extended: int = 0  # locks of what must stay that were made longer
     unlocked: list[tuple[ObjectKey, str]] = field(default_factory=list)  # objects that must stay and could not be locked, with the reason
+    untried: int = 0  # objects that must stay, and were not even tried: the store had refused all before
     entries: dict[int, EntryFacts] = field(default_factory=dict)
 
 
@@ -60,7 +61,7 @@ def look(store: Store, anchors: Anchors) -> Looked:
     head = find_head(store)
     check_head(head, anchors)
     if head == 0:
-        raise ChainBroken("the vault has no ledger")
+        raise ChainBroken(f"store {store.name}: the vault has no ledger")
     times = _entry_times(store)
     hashes: dict[int, Digest] = {}
     last: Link | None = None
@@ -83,7 +84,10 @@ def look(store: Store, anchors: Anchors) -> Looked:
     }
     objects = _snapshot_objects(store)
     book.without -= set(objects)
-    history = History(registry, book, entries, (last.seq, last.sha256), stray, {seq for seq in registry.snapshots if seq not in objects})
+    history = History(
+        registry, book, entries, (last.seq, last.sha256), stray, sizes={PackId(key[-32:]): stat.size for key, stat in packs.items()},
+        absent={seq for seq in registry.snapshots if seq not in objects},
+    )  # fmt: skip
     return Looked(history, packs, objects, trust, last)
 
 
@@ -101,7 +105,15 @@ def _entry_times(store: Store) -> dict[int, float]:
 def _facts(link: Link, seen: datetime | None) -> EntryFacts:
     entry = link.entry
     outcome = (entry.outcome or "incomplete") if entry.type == "snapshot" else None
-    return EntryFacts(link.seq, datetime.fromisoformat(entry.time), seen, outcome, entry.freeze)
+    return EntryFacts(link.seq, _claimed(entry.time), seen, outcome, entry.freeze)
+
+
+def _claimed(text: str) -> datetime:
+    """What a writer says of the time. What is none is taken as one that cannot be believed."""
+    try:
+        return parse_stamp(text)
+    except RecordInvalid:
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def _book(store: Store, anchors: Anchors, trust: Trust, hashes: dict[int, Digest]) -> Book:
@@ -109,7 +121,11 @@ def _book(store: Store, anchors: Anchors, trust: Trust, hashes: dict[int, Digest
     book = Book()
     for link in read_acts(store, anchors, trust):
         head = link.act.head
-        if head is not None and head.seq in hashes and hashes[head.seq] != head.sha256:
+        if head is not None and head.seq > max(hashes):
+            raise ChainBroken(
+                f"the ledger ends at entry {max(hashes)}, but act {link.act.seq} rests on entry {head.seq}: newer entries are missing"
+            )
+        if head is not None and hashes.get(head.seq) != head.sha256:
             raise ChainBroken(f"act {link.act.seq} rests on another entry {head.seq} than the one in the ledger")
         book.learn(link)
     return book
@@ -153,7 +169,6 @@ def prune(
         looked = look(store, anchors)
         if care is not None:
             care(looked)
-            care = None
         now = _now(store)
         decided = plan(looked.history, rules, now, remove_last=remove_last)
         if decided.guards:

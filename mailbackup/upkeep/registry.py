@@ -6,11 +6,14 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from mailbackup.content.pack import footer_size
 from mailbackup.errors import DamageError, RecordInvalid
 from mailbackup.model.ids import Digest, ObjectKey, PackId
 from mailbackup.model.ledger import LedgerEntry, PackRow, from_ranges
 from mailbackup.stores.base import Store
 from mailbackup.vault.chain import Link, stops_of
+
+MOST_BLOCKS = 1 << 20  # of a pack: a table of 4 MiB
 
 
 @dataclass(slots=True)
@@ -39,7 +42,7 @@ class PackLife:
     @property
     def is_dead(self) -> bool:
         """Whether no block of it lives."""
-        return self.dead == self.row.blocks
+        return 0 < self.row.blocks == self.dead
 
     def until(self, number: int) -> int | None:
         """The entry that stopped a block; None while it lives."""
@@ -66,7 +69,7 @@ class Registry:
         """Take over an entry."""
         entry = link.entry
         for pack in entry.packs:
-            self.packs[pack.id] = PackLife(pack, link.seq)
+            self._register(pack, link.seq)
         self.objects.update({row.key: row.sha256 for row in entry.epochs})
         self.objects.update({row.key: row.sha256 for row in entry.rewrapped})
         self.objects.update({ObjectKey(key): sha256 for key, sha256 in entry.files.items()})
@@ -76,6 +79,15 @@ class Registry:
         if entry.lists is not None:
             self.objects.update({row.key: row.sha256 for row in (entry.lists.stops, entry.lists.live) if row is not None})
         self._stop(store, entry)
+
+    def _register(self, pack: PackRow, seq: int) -> None:
+        """A pack is registered once, with blocks, and no smaller than their table: else a writer could call one dead that lives."""
+        if pack.id in self.packs:
+            self.unreadable.append((f"packs of entry {seq}", f"pack {pack.id} was registered before, by entry {self.packs[pack.id].since}"))
+        elif not 1 <= pack.blocks <= MOST_BLOCKS or pack.size < footer_size(pack.blocks):
+            self.unreadable.append((f"packs of entry {seq}", f"pack {pack.id} has {pack.blocks} blocks in {pack.size} bytes"))
+        else:
+            self.packs[pack.id] = PackLife(pack, seq)
 
     def _stop(self, store: Store, entry: LedgerEntry) -> None:
         try:

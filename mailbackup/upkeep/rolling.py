@@ -105,6 +105,7 @@ def rolling_verify(store: Store, anchors: Anchors, *, after: str, budget: Budget
     """
     result, told = Rolled(after), read_chains(store, anchors)
     listing = {key: stat.size for key, stat in store.list("")}
+    told.book.see(listing)
     tell_names(listing, told)
     objects = list(present_objects(listing, told))
     _each_time(store, (row for row in objects if row[0].startswith(_EACH_TIME)), told, result)

@@ -140,6 +140,8 @@ def _acts(store: Store, anchors: Anchors, trust: Trust, result: Scrubbed) -> Non
     try:
         for link in read_acts(store, anchors, trust):
             head = link.act.head
+            if head is not None and result.head is not None and head.seq > result.head[0]:
+                raise ChainBroken(f"{act_key(link.act.seq)}: rests on entry {head.seq}, and the ledger ends before it")
             if head is not None and result.hashes.get(head.seq, head.sha256) != head.sha256:
                 raise ChainBroken(f"{act_key(link.act.seq)}: rests on another entry {head.seq} than the one in the ledger")
             result.book.learn(link)

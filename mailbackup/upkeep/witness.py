@@ -7,8 +7,9 @@ none yet, or leave out the last: an `undelete`, say. So the machine that decides
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
-from mailbackup.errors import ChainBroken
+from mailbackup.errors import ChainBroken, RecordInvalid, UsageError
 from mailbackup.host import atomic_write
 from mailbackup.model import codec
 from mailbackup.model.codec import Record
@@ -26,14 +27,18 @@ class Seen(Record, frozen=True, kw_only=True):
     sha256: Digest
 
 
-def check_seen(state_dir: str, store: str, book: Book) -> None:
-    """Raises ChainBroken when the acts of a store are not a continuation of those that were seen in it, or are those of another one."""
+def check_seen(state_dir: str, store: str, book: Book, configured: Iterable[str]) -> None:
+    """Raises ChainBroken when the acts of a store are not a continuation of those that were seen in it, or are those of another one.
+
+    `configured` are the names of all stores: one that is not among them any more may have been renamed.
+    """
     known = _read(state_dir)
-    others = {seen.chain: name for name, seen in known.items() if name != store}
+    others = {seen.chain: name for name, seen in known.items() if name != store and name in configured}
     if book.chain in others:
         raise ChainBroken(
             f"store {store} holds the acts of store {others[book.chain]}",
-            hint="Somebody copied them there: nothing that they say counts here. Remove the folder acts/ of this store, then look who could write to it.",
+            hint=f"One of the two was copied, by hand or by somebody who meant harm: nothing is pruned in either. If they are one place, configure it once."
+            f" Else find out where those acts were made ({os.path.join(state_dir, FILE_NAME)} knows) and who could write to the other store.",
         )
     seen = known.get(store)
     if seen is None:
@@ -55,10 +60,17 @@ def remember_seen(state_dir: str, store: str, book: Book) -> None:
 
 
 def _read(state_dir: str) -> dict[str, Seen]:
-    """Raises RecordInvalid for a file that is not one: what was seen must not be forgotten silently."""
+    """Raises UsageError for a file that cannot be used: what was seen must not be forgotten silently."""
     path = os.path.join(state_dir, FILE_NAME)
     try:
         with open(path, "rb") as file:
             return codec.decode(file.read(), dict[str, Seen], path)
     except FileNotFoundError:
         return {}
+    except (OSError, RecordInvalid) as error:
+        said = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(
+            f"cannot read what was seen of the stores' acts, {path}: {said}",
+            hint="It is a file of this machine; the vault is not concerned. Run as the user who prunes, or bring the file back from a copy. If you remove it,"
+            " acts that were cut meanwhile are not noticed.",
+        ) from None

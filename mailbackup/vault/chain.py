@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 from mailbackup.content.zstd import decompress
 from mailbackup.crypto.signing import split_signed, verify
 from mailbackup.errors import AnchorMismatch, ChainBroken, DamageError, ObjectDamaged, ObjectMissing, RecordInvalid
+from mailbackup.host import parse_stamp
 from mailbackup.model import codec
 from mailbackup.model.ids import LEDGER_PAGE, VAULT_KEY, Digest, ObjectKey, PublicKey, act_key, digest, entry_key, is_object_key
 from mailbackup.model.ledger import Act, ActType, Anchors, LedgerEntry, LiveList, ObjectRow, Role, StopList, VaultInfo
@@ -471,5 +472,10 @@ def _signed_act(store: Store, trust: Trust, key: ObjectKey) -> ActLink:
     line, signature = split_signed(raw)
     act = codec.decode(line, Act, key)
     if not trust.may_act(act) or not verify(act.signer, line, signature):
-        raise ChainBroken(f"{key}: is not signed by someone trusted")
+        raise ChainBroken(
+            f"{key}: is not signed by someone trusted",
+            hint="Nothing is pruned before that object is gone: somebody put it there, or signed it after being dismissed. Look who could; then whoever"
+            " may delete in this store removes it (with all its versions).",
+        )
+    parse_stamp(act.time)
     return ActLink(act, digest(raw))

@@ -253,9 +253,13 @@ def _forget_lost(replicas: Replicas, state: State, anchors: Anchors, *, changed:
 
 
 def _said_damaged(store: Store, state: State, anchors: Anchors, known: KnownPacks) -> dict[PackId, int]:
-    """The packs that an act of this store calls damaged."""
+    """The packs that an act of this store calls damaged. Acts that are broken keep nobody from a backup: those before the break count, and `verify` says so."""
     acts = read_acts(store, anchors, _known_trust(state, anchors))
-    return {part.id: known[part.id][0] for act, _ in acts if act.type == "damage" for part in act.packs if part.id in known}
+    found: dict[PackId, int] = {}
+    with contextlib.suppress(DamageError):
+        for act, _ in acts:
+            found |= {part.id: known[part.id][0] for part in act.packs if part.id in known} if act.type == "damage" else {}
+    return found
 
 
 def _some(packs: list[str] | list[PackId]) -> str:

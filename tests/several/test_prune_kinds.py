@@ -41,7 +41,9 @@ def test_what_goes_is_gone_and_what_stays_restores(kind: str, request: pytest.Fi
         assert kit is not None
         admin, context = SigningKey.from_hex(kit.admin_seed), world.context
         with closing(open_place(context, context.config.stores[0])) as store:
-            prune(store, context.anchors, admin, RULES, stop=never, on_event=ignore)  # drops, and is seen by the store's clock or by its act
+            prune(
+                store, context.anchors, admin, RULES, stop=never, on_event=ignore
+            )  # drops, and is seen by the store's clock or by its act
             head = find_head(store)
             add_audit(store, context.anchors, admin, (head, digest(store.get(entry_key(head), 1 << 20))))
             packs = {key for key, _ in store.list("packs/")}

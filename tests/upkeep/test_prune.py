@@ -8,14 +8,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace as with_other
 
 from mailbackup import app, keeping
-from mailbackup.crypto.signing import SigningKey
+from mailbackup.access import Context
+from mailbackup.crypto.signing import SigningKey, seal_line
 from mailbackup.errors import ChainBroken, ConflictError, KeyProblem, NotFound, PruneRefused, StoreRefused, StoreUnavailable, UsageError
-from mailbackup.model.ids import entry_key
+from mailbackup.model import codec
+from mailbackup.model.ids import PackId, act_key, entry_key
+from mailbackup.model.ledger import Act, PackRow
 from mailbackup.model.options import RetentionConfig
 from mailbackup.testing.wrapper import Wrapper
 from mailbackup.vault import commit, writer
+from tests import craft
 from tests.upkeep.keeper import Clock, Keeper, clock, keeper
 
 __all__ = ["clock", "keeper"]
@@ -338,3 +343,86 @@ def test_what_waited_for_its_entry_for_days_is_sent_again(keeper: Keeper, monkey
         os.unlink(pack)
     keeper.check_restores(seq)
     assert keeper.verify(decrypt=True).outcome == "clean"
+
+
+def registered(keeper: Keeper) -> list[PackRow]:
+    """All packs that entries register."""
+    return [row for seq in range(1, craft.head_of(keeper) + 1) for row in craft.parsed(craft.raw_entry(keeper, seq)).packs]
+
+
+@pytest.mark.parametrize("lie", [{"blocks": 0, "size": 0}, {"blocks": 1}, {"size": -1}])
+def test_a_writer_that_registers_a_pack_again_makes_nothing_go(keeper: Keeper, lie: dict[str, int]):
+    """With no blocks every pack would count as dead; with others, what lives as stopped."""
+    keeper.night("1")
+    keeper.prune()
+    rows = registered(keeper)
+    craft.append(keeper, craft.writer_key(keeper), type="packs", packs=tuple(with_other(row, **lie) for row in rows))
+    keeper.clock.ahead += 86400 * 6.9
+    keeper.audited()
+    before = set(keeper.packs())
+    with pytest.raises(ChainBroken, match="was registered before"):
+        keeper.prune()
+    assert set(keeper.packs()) == before
+    assert keeper.verify().outcome == "damaged"
+
+
+def test_a_size_that_the_writer_claims_does_not_make_the_share_small(keeper: Keeper):
+    keeper.night("1", size=8_000_000)
+    keeper.night("2")
+    keeper.prune()
+    keeper.wait(8)
+    row = registered(keeper)[0]
+    craft.append(keeper, craft.writer_key(keeper), type="packs", packs=(with_other(row, id=PackId("0" * 32), size=10**15),))
+    keeper.audited()
+    with pytest.raises(PruneRefused, match=r"% of the .* bytes that live"):
+        keeper.prune()
+
+
+def test_a_time_that_is_none_is_not_believed(keeper: Keeper):
+    keeper.night("1")
+    craft.append(keeper, craft.writer_key(keeper), type="packs", time="later")
+    assert keeper.prune(planned=True).outcome == "planned"
+
+
+def test_a_ledger_that_ends_before_what_an_act_saw(keeper: Keeper):
+    keeper.night("1")
+    keeper.prune()
+    last = keeper.ledger()[-1]["seq"]
+    os.unlink(f"{keeper.vault}/{entry_key(last)}")
+    context = keeper.context
+    forgetful = Context(config=context.config, config_path=context.config_path, state_dir=f"{keeper.root}/elsewhere")
+    with pytest.raises(ChainBroken, match="newer entries are missing"):
+        keeping.prune_stores(forgetful, key_file=keeper.key_file)
+
+
+def test_an_act_of_nobody_stops_no_backup(keeper: Keeper):
+    keeper.night("1")
+    keeper.prune()
+    stranger = SigningKey.generate()
+    act = Act(format=1, vault=keeper.anchors.vault, chain=keeper.book().chain or "", seq=2, prev=keeper.book().acts[0].sha256, type="pin",
+              time="2026-11-24T02:30:00Z", signer=stranger.public)  # fmt: skip
+    with contextlib.closing(keeper.store()) as store:
+        store.put(act_key(2), seal_line(codec.encode(act), stranger))
+    assert keeper.backup().outcome == "complete"
+    with pytest.raises(ChainBroken) as caught:
+        keeper.prune()
+    assert "removes it" in caught.value.hint
+
+
+def test_a_store_that_was_away_is_named(tmp_path: Path, clock: Clock):
+    keeper = Keeper(tmp_path, clock, stores=2)
+    keeper.first_day()
+    first = keeper.night("1")
+    os.rename(f"{keeper.vault}-2", f"{keeper.root}/away")
+    made = keeping.pin(keeper.context, (first,), note="x", release=False, key_file=keeper.key_file)
+    assert list(made.acts) == ["local"]
+    assert list(made.without) == ["local-2"]
+
+
+def test_what_was_seen_and_cannot_be_read(keeper: Keeper):
+    keeper.night("1")
+    keeper.prune()
+    with open(f"{keeper.state}/acts.json", "w", encoding="ascii"):
+        pass
+    with pytest.raises(UsageError, match="cannot read what was seen"):
+        keeper.prune()
