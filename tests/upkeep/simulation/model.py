@@ -491,7 +491,7 @@ class _Run:
     def _register(self) -> tuple[PackRow, ...]:
         sim, state = self.sim, self.state
         self._refuse_old()
-        rows = tuple(PackRow(id=p, size=100, sha256=Digest("0" * 64), blocks=n, footer=Digest("0" * 64), epoch=1) for p, n in self.rows)
+        rows = tuple(PackRow(id=p, size=1000, sha256=Digest("0" * 64), blocks=n, footer=Digest("0" * 64), epoch=1) for p, n in self.rows)
         for row in rows:
             state.live[row.id] = set(range(row.blocks))
         state.large |= self.placed

@@ -188,7 +188,7 @@ def test_random_histories(share: int):
 
 
 def _row(pack: str, blocks: int = 1) -> PackRow:
-    return PackRow(id=PackId(pack * 16), size=100, sha256=Digest("0" * 64), blocks=blocks, footer=Digest("0" * 64), epoch=1)
+    return PackRow(id=PackId(pack * 16), size=1000, sha256=Digest("0" * 64), blocks=blocks, footer=Digest("0" * 64), epoch=1)
 
 
 class _Script:

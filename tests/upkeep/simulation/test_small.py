@@ -104,7 +104,7 @@ def _hash(seq: int) -> Digest:
 def _store(view: View) -> model.Store:
     store = model.Store("small", True, lambda: START, lambda: START)
     for seq, entry in enumerate(view.entries, 1):
-        rows = [PackRow(id=_id(entry.pack), size=1, sha256=_hash(0), blocks=1, footer=_hash(0), epoch=1)] if entry.pack else []
+        rows = [PackRow(id=_id(entry.pack), size=1000, sha256=_hash(0), blocks=1, footer=_hash(0), epoch=1)] if entry.pack else []
         record = LedgerEntry(
             format=1, vault=model.VAULT, seq=seq, prev=None, type="snapshot", time=_stamp(entry.time), signer=model.KEY, packs=tuple(rows),
             outcome="complete", stops=tuple((_id(pack), "0") for pack in entry.stops),
