@@ -371,9 +371,6 @@ def _retention_problems(config: Config) -> Iterator[_Problem]:
     for place, policy in policies:
         for problem in problems(policy):
             yield place, problem, "See docs/guides/retention.md."
-    if rules.silence_days > rules.grace_days:
-        problem = f"{rules.silence_days} is more than grace_days ({rules.grace_days}): a clock that went ahead could end every grace period unnoticed"
-        yield "retention.silence_days", problem, None
     for key, value, low, high in (
         ("grace_days", rules.grace_days, 7, 3650),  # a run that is paused for longer than 5 days starts anew
         ("max_share", rules.max_share, 0, 1),
@@ -382,6 +379,9 @@ def _retention_problems(config: Config) -> Iterator[_Problem]:
     ):
         if not low <= value <= high:
             yield f"retention.{key}", f"{value} is not between {low} and {high}", None
+    if rules.silence_days > rules.grace_days:
+        problem = f"{rules.silence_days} is more than grace_days ({rules.grace_days}): a clock that went ahead could end every grace period unnoticed"
+        yield "retention.silence_days", problem, None
 
 
 # ---------------------------------------------------------------- writing

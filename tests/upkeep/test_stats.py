@@ -77,16 +77,16 @@ def test_what_is_there(world: World):
 def test_packs_die_and_are_freed(world: World):
     """Blocks that stop make a pack die; a pack that an act lets go is there no more."""
     before = stats_of(world)
-    append(world, writer_key(world), packs=(fake_pack(1, 1000), fake_pack(2, 500), fake_pack(3, 70)))
+    append(world, writer_key(world), packs=(fake_pack(1, 1000), fake_pack(2, 500), fake_pack(3, 370)))
     append(world, writer_key(world), type="snapshot", outcome="complete", stops=((PackId(f"{1:032x}"), "0-3"), (PackId(f"{2:032x}"), "0")))
     found = stats_of(world)
-    assert (found.dead - before.dead, found.live - before.live, found.stopped - before.stopped) == (1000, 570, 1)
+    assert (found.dead - before.dead, found.live - before.live, found.stopped - before.stopped) == (1000, 870, 1)
     act(world, "prune", snapshots=(2,), packs=(PackPart(id=PackId(f"{1:032x}")), PackPart(id=PackId("f" * 32))))
     act(world, "prune", packs=(PackPart(id=PackId(f"{1:032x}")),))  # named twice, freed once
     act(world, "received-without", packs=(PackPart(id=PackId(f"{3:032x}")),))
     after = stats_of(world)
-    assert (after.freed, after.absent, after.dropped, after.acts) == (1000, 70, 1, 3)
-    assert (after.bytes, after.dead) == (found.bytes - 1070, before.dead)
+    assert (after.freed, after.absent, after.dropped, after.acts) == (1000, 370, 1, 3)
+    assert (after.bytes, after.dead) == (found.bytes - 1370, before.dead)
     assert sum(row.freed for row in after.growth) == 1000
     assert sum(row.added for row in after.growth) - 1000 == after.bytes  # what never came was never added
 
@@ -107,17 +107,17 @@ def test_pins_count(world: World):
 def test_growth_by_period(world: World):
     """Each entry counts in the period of its time, and each total is what lies there at its end."""
     for number, time in enumerate(("2027-01-03T23:59:59Z", "2027-01-04T00:00:00Z", "2027-01-04T10:00:00Z", "2027-02-01T00:00:00Z"), 1):
-        append(world, writer_key(world), packs=(fake_pack(number, 10**number),), time=time)
+        append(world, writer_key(world), packs=(fake_pack(number, 10 ** (number + 3)),), time=time)
     act(world, "prune", packs=(PackPart(id=PackId(f"{1:032x}")),), time="2027-02-02T00:00:00Z")
     start = sum(pack_sizes(world).values())
     days = stats_of(world, "day").growth
     assert [(row.period, row.added, row.freed) for row in days[-4:]] == [
-        ("2027-01-03", 10, 0), ("2027-01-04", 1100, 0), ("2027-02-01", 10000, 0), ("2027-02-02", 0, 10),
+        ("2027-01-03", 10_000, 0), ("2027-01-04", 1_100_000, 0), ("2027-02-01", 10_000_000, 0), ("2027-02-02", 0, 10_000),
     ]  # fmt: skip
     weeks = stats_of(world, "week").growth
-    assert [(row.period, row.added) for row in weeks[-3:]] == [("2026-W53", 10), ("2027-W01", 1100), ("2027-W05", 10000)]
+    assert [(row.period, row.added) for row in weeks[-3:]] == [("2026-W53", 10_000), ("2027-W01", 1_100_000), ("2027-W05", 10_000_000)]
     months = stats_of(world, "month").growth
-    assert [(row.period, row.packs, row.total - start) for row in months[-2:]] == [("2027-01", 3, 1110), ("2027-02", 1, 11100)]
+    assert [(row.period, row.packs, row.total - start) for row in months[-2:]] == [("2027-01", 3, 1_110_000), ("2027-02", 1, 11_100_000)]
     assert months[-1].total == stats_of(world).bytes
     assert sum(row.snapshots for row in days) == 3
 
