@@ -16,9 +16,10 @@ from mailbackup.crypto.signing import SigningKey, seal_line
 from mailbackup.errors import ChainBroken, ConflictError, KeyProblem, NotFound, PruneRefused, StoreRefused, StoreUnavailable, UsageError
 from mailbackup.model import codec
 from mailbackup.model.ids import PackId, act_key, entry_key
-from mailbackup.model.ledger import Act, PackRow
+from mailbackup.model.ledger import Act, PackPart, PackRow
 from mailbackup.model.options import RetentionConfig
 from mailbackup.testing.wrapper import Wrapper
+from mailbackup.upkeep.acts import add_act
 from mailbackup.vault import commit, writer
 from tests import craft
 from tests.upkeep.keeper import Clock, Keeper, clock, keeper
@@ -426,3 +427,22 @@ def test_what_was_seen_and_cannot_be_read(keeper: Keeper):
         pass
     with pytest.raises(UsageError, match="cannot read what was seen"):
         keeper.prune()
+
+
+def test_what_a_writer_says_it_never_sent_makes_nothing_go(keeper: Keeper):
+    """`received-without` explains why an object is not there; an object that is there stays, and is kept as before."""
+    keeper.retention = RetentionConfig(last=99)
+    keeper.night("1")
+    seqs = tuple(keeper.committed())
+    registry, _ = keeper.registry()
+    dead = tuple(PackPart(id=pack) for pack in registry.packs)
+    with contextlib.closing(keeper.store()) as store:
+        add_act(store, keeper.anchors, craft.writer_key(keeper), "received-without", lambda _: {"snapshots": seqs, "packs": dead})
+    keeper.wait(8)
+    keeper.audited()
+    before = set(keeper.objects())
+    done = keeper.prune()
+    assert (done.stores[0].dropped, done.stores[0].gone, done.stores[0].deleted) == ((), (), 0)
+    assert before <= set(keeper.objects())
+    for seq in seqs:
+        keeper.check_restores(seq)
