@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from mailbackup.model.ids import PackId
 from mailbackup.model.ledger import from_ranges
@@ -26,15 +26,21 @@ class Needs:
         """Whether a block of the pack is needed. Those of an erased mailbox are not, but what lives at the head is."""
         if not life.is_dead:
             return True
-        at = bisect_left(self.snapshots, life.since)
-        return at < len(self.snapshots) and self.snapshots[at] < self._until(life)
+        return holds(self.snapshots, life, self._erased.get(life.row.id, ()))
 
-    def _until(self, life: PackLife) -> int:
-        """The entry from which on nothing refers to any block of a dead pack."""
-        if life.stopped is None or life.row.id not in self._erased:
-            return life.last
-        gone = numbers_of(self._erased[life.row.id], life.row.blocks)
-        return max((seq for number, seq in enumerate(life.stopped) if number not in gone), default=0)
+
+def holds(snapshots: Sequence[int], life: PackLife, erased: Iterable[str | None] = ()) -> bool:
+    """Whether one of these snapshots, in order, is of the time when a block of a dead pack lived. Blocks that are `erased` (ranges) are needed by none."""
+    at = bisect_left(snapshots, life.since)
+    return at < len(snapshots) and snapshots[at] < _until(life, erased)
+
+
+def _until(life: PackLife, erased: Iterable[str | None]) -> int:
+    """The entry from which on nothing refers to any block of a dead pack."""
+    gone = numbers_of(erased, life.row.blocks)
+    if life.stopped is None or not gone:
+        return life.last
+    return max((seq for number, seq in enumerate(life.stopped) if number not in gone), default=0)
 
 
 def numbers_of(ranges: Iterable[str | None], blocks: int) -> set[int]:

@@ -7,17 +7,17 @@ hold, and a keyed audit has looked at that entry. What cannot be taken back wait
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from mailbackup.model.ids import Digest, PackId
-from mailbackup.model.ledger import ActType, from_ranges
+from mailbackup.model.ledger import ActType
 from mailbackup.model.retention import Decision, Moment, Policy, decide, effective_times
 from mailbackup.model.tree import Outcome
 from mailbackup.upkeep.acts import Book
-from mailbackup.upkeep.registry import PackLife, Registry
+from mailbackup.upkeep.needs import holds
+from mailbackup.upkeep.registry import Registry
 
 SLACK = timedelta(minutes=15)  # that clocks of two machines may differ
 
@@ -140,7 +140,7 @@ def _choose_packs(history: History, rules: Rules, now: datetime, hold: list[int]
         if not life.is_dead:
             result.live += size
             continue
-        if _needed(life, _needed_until(history, life), hold) or not _passed(history.entries[life.last - 1].seen, rules.grace, now):
+        if holds(hold, life, history.book.erased.get(pack, ())) or not _passed(history.entries[life.last - 1].seen, rules.grace, now):
             result.held += size
         elif life.last > audited:
             result.waiting += size
@@ -161,25 +161,6 @@ def given_up(history: History, *kinds: ActType) -> set[PackId]:
             lives = ((part.id, history.registry.packs.get(part.id)) for part in act.packs)
             found |= {pack for pack, life in lives if life is not None and life.is_dead and life.last <= act.head.seq}
     return found
-
-
-def _needed_until(history: History, life: PackLife) -> int:
-    """The entry from which on no block of a dead pack is needed by anything; blocks of an erased mailbox are needed by nothing."""
-    erased = history.book.erased.get(life.row.id)
-    if not erased or life.stopped is None:
-        return life.last
-    gone = {number for ranges in erased for number in _numbers(ranges, life.row.blocks)}
-    return max((seq for number, seq in enumerate(life.stopped) if number not in gone), default=0)
-
-
-def _numbers(ranges: str | None, blocks: int) -> Iterable[int]:
-    return range(blocks) if ranges is None else from_ranges(ranges, blocks)
-
-
-def _needed(life: PackLife, until: int, hold: list[int]) -> bool:
-    """Whether one of these snapshots, in order, is of the time when a block of the pack lived."""
-    at = bisect_left(hold, life.since)
-    return at < len(hold) and hold[at] < until
 
 
 # ---------------------------------------------------------------- guards
