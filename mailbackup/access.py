@@ -180,6 +180,27 @@ def open_reader(context: Context, nearest: Nearest, anchors: Anchors, opener: Ep
     return VaultReader(nearest, anchors, opener, pins, None if known.head is None else known.head[0])
 
 
+@dataclass(frozen=True, slots=True)
+class Admin:
+    """The admin key, and what the kit that holds it and the configuration say of the vault."""
+
+    kit: recovery.KitOrIdentities
+    key: SigningKey
+    anchors: Anchors
+
+
+def admin_of(context: Context) -> Admin:
+    """From the recovery kit. Raises IdentityMissing, KeyMalformed (also for a bare identity) and AnchorMismatch."""
+    if context.identity_file is None:
+        raise IdentityMissing("this needs the admin key, which is in the recovery kit", hint="Give it with --identity KIT-FILE.")
+    loaded = recovery.load_identity_file(context.identity_file, context.passphrase)
+    if loaded.kit is None:
+        raise KeyMalformed(
+            f"{context.identity_file} is not a recovery kit", hint="A bare identity lacks the admin key; the recovery kit is needed."
+        )
+    return Admin(loaded, SigningKey.from_hex(loaded.kit.admin_seed), common_anchors(context.anchors, loaded.anchors))
+
+
 def common_anchors(ours: Anchors, kits: Anchors | None) -> Anchors:
     """What configuration and kit say together; the higher pinned entry counts. Raises AnchorMismatch when they name different vaults."""
     if kits is None:

@@ -8,16 +8,15 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
-from mailbackup import kit as recovery
-from mailbackup.access import Context, chosen_stores, common_anchors, open_reader, use_nearest
+from mailbackup.access import Admin, Context, admin_of, chosen_stores, open_reader, use_nearest
 from mailbackup.audit.erase import Erasure, plan_erasure
 from mailbackup.crypto.age import AgeOpener, open_epoch
 from mailbackup.crypto.signing import SigningKey
-from mailbackup.errors import ChainBroken, IdentityMissing, KeyMalformed, NotFound, StoreError
+from mailbackup.errors import ChainBroken, NotFound, StoreError
 from mailbackup.model.erasure import ErasedStore, EraseResult
 from mailbackup.model.ids import Digest, PackId, pack_key
 from mailbackup.model.ledger import Anchors, Head, PackPart, to_ranges, tombstone
@@ -32,15 +31,6 @@ from mailbackup.vault.tombstones import Tombstones
 _PER_ACT = 5_000  # packs that one act names, with the ranges of their blocks
 
 _Planned = tuple[Store, Anchors, Erasure]
-
-
-@dataclass(frozen=True, slots=True)
-class _Admin:
-    """The recovery kit, open."""
-
-    loaded: recovery.KitOrIdentities
-    key: SigningKey
-    anchors: Anchors
 
 
 def erase(
@@ -58,7 +48,7 @@ def erase(
     refer to.
     """
     began = time.monotonic()
-    admin = _admin(context)
+    admin = admin_of(context)
     stores: list[ErasedStore] = []
     absent: NotFound | StoreError | None = None
     with contextlib.ExitStack() as stack:
@@ -95,23 +85,12 @@ def _result(
     )  # fmt: skip
 
 
-def _admin(context: Context) -> _Admin:
-    if context.identity_file is None:
-        raise IdentityMissing("this needs the recovery kit, to open what is sealed and to sign", hint="Give it with --identity KIT-FILE.")
-    loaded = recovery.load_identity_file(context.identity_file, context.passphrase)
-    if loaded.kit is None:
-        raise KeyMalformed(
-            f"{context.identity_file} is not a recovery kit", hint="A bare identity lacks the admin key; the recovery kit is needed."
-        )
-    return _Admin(loaded, SigningKey.from_hex(loaded.kit.admin_seed), common_anchors(context.anchors, loaded.anchors))
-
-
 @contextlib.contextmanager
-def _vault(context: Context, name: str, admin: _Admin) -> Iterator[VaultReader]:
+def _vault(context: Context, name: str, admin: Admin) -> Iterator[VaultReader]:
     """The vault in one store alone."""
     only = replace(context, store=name)
     with use_nearest(only) as (nearest, _):
-        opener = EpochOpener(nearest, lambda sealed: AgeOpener([open_epoch(sealed, admin.loaded.identities)]))
+        opener = EpochOpener(nearest, lambda sealed: AgeOpener([open_epoch(sealed, admin.kit.identities)]))
         yield open_reader(only, nearest, admin.anchors, opener)
 
 

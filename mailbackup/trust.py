@@ -8,20 +8,16 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from typing import TypeVar
 
 from mailbackup import config as configuration
-from mailbackup import kit as recovery
-from mailbackup.access import Context, common_anchors, use_replicas, use_store, use_vault, writer_key_path
+from mailbackup.access import Admin, Context, admin_of, use_replicas, use_store, use_vault, writer_key_path
 from mailbackup.crypto.age import AgeKeyMaker, AgeOpener, open_epoch
 from mailbackup.crypto.signing import SigningKey
 from mailbackup.errors import (
     AlreadyExists,
     ConfigInvalid,
     DamageError,
-    IdentityMissing,
-    KeyMalformed,
     NotFound,
     ObjectDamaged,
     ObjectMissing,
@@ -33,7 +29,7 @@ from mailbackup.host import atomic_write, run_lock
 from mailbackup.kit import load_signing_key
 from mailbackup.model.codec import Record
 from mailbackup.model.ids import Digest, ObjectKey, PublicKey, digest, epoch_key, is_object_key
-from mailbackup.model.ledger import Anchors, EpochRow, Grant, RewrapRow, Role
+from mailbackup.model.ledger import EpochRow, Grant, RewrapRow, Role
 from mailbackup.model.results import AdoptResult, RewrapResult, SignerRow, TrustResult
 from mailbackup.upkeep.trust import Added, Draft, Standing, acts_seen, add_entry, standing
 from mailbackup.vault.epochs import KEY_LIMIT
@@ -45,27 +41,6 @@ _PUBLIC = re.compile(r"[0-9a-f]{64}")
 _SEALED_TO = "# sealed to: "
 
 _MakeDraft = Callable[[Replicas, Standing], Draft | None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Admin:
-    """The admin key, and what the kit that holds it and the configuration say of the vault."""
-
-    kit: recovery.KitOrIdentities
-    key: SigningKey
-    anchors: Anchors
-
-
-def _admin(context: Context) -> _Admin:
-    """Raises IdentityMissing, KeyMalformed (also for a bare identity) and AnchorMismatch."""
-    if context.identity_file is None:
-        raise IdentityMissing("this needs the admin key, which is in the recovery kit", hint="Give it with --identity KIT-FILE.")
-    loaded = recovery.load_identity_file(context.identity_file, context.passphrase)
-    if loaded.kit is None:
-        raise KeyMalformed(
-            f"{context.identity_file} is not a recovery kit", hint="A bare identity lacks the admin key; the recovery kit is needed."
-        )
-    return _Admin(loaded, SigningKey.from_hex(loaded.kit.admin_seed), common_anchors(context.anchors, loaded.anchors))
 
 
 @contextlib.contextmanager
@@ -90,7 +65,7 @@ def signers(context: Context) -> list[SignerRow]:
 
 def add_signer(context: Context, role: Role, key: str, *, sure: bool = False) -> TrustResult:
     """Let a key sign. A new writer takes the place of the one there is, which needs `sure`; else SafetyRefusal. Needs the kit."""
-    admin, public = _admin(context), _public(key)
+    admin, public = admin_of(context), _public(key)
 
     def draft(replicas: Replicas, now: Standing) -> Draft | None:
         if role in now.roles(public):
@@ -109,7 +84,7 @@ def add_signer(context: Context, role: Role, key: str, *, sure: bool = False) ->
 
 def revoke_signer(context: Context, role: Role, key: str, *, sure: bool = False) -> TrustResult:
     """Let a key sign no more; what it signed stays valid. Dismissing the only writer needs `sure`; else SafetyRefusal. Needs the kit."""
-    admin, public = _admin(context), _public(key)
+    admin, public = admin_of(context), _public(key)
 
     def draft(replicas: Replicas, now: Standing) -> Draft | None:
         if role not in now.roles(public):
@@ -127,12 +102,12 @@ def revoke_signer(context: Context, role: Role, key: str, *, sure: bool = False)
     return _told(role, public, _add(context, admin, draft))
 
 
-def _handed(replicas: Replicas, admin: _Admin, grant: Grant, dismissed: list[PublicKey]) -> Draft:
+def _handed(replicas: Replicas, admin: Admin, grant: Grant, dismissed: list[PublicKey]) -> Draft:
     members = {"grant": (grant,), "revoke": tuple(Grant("writer", key) for key in dismissed)}
     return Draft(members | ({"acts": acts_seen(replicas, admin.anchors, all_of_them=False)} if dismissed else {}))
 
 
-def _add(context: Context, admin: _Admin, draft: _MakeDraft) -> Added:
+def _add(context: Context, admin: Admin, draft: _MakeDraft) -> Added:
     with _no_run(context), use_replicas(context) as (replicas, _):
         return add_entry(replicas, admin.anchors, context.anchors_of, admin.key, lambda now: draft(replicas, now))
 
@@ -147,7 +122,7 @@ def _public(key: str) -> PublicKey:
     return PublicKey(key)
 
 
-def _check_apart(now: Standing, admin: _Admin, role: Role, public: PublicKey) -> None:
+def _check_apart(now: Standing, admin: Admin, role: Role, public: PublicKey) -> None:
     """The host that writes must not be able to let anything go: it is the one that may be taken over."""
     if public == admin.key.public:
         raise UsageError("that is the admin key, which may sign everything anyway")
@@ -175,7 +150,7 @@ def adopt(context: Context, *, new_key: bool = False) -> AdoptResult:
     Each of the three steps is done only if it is not done yet, so that it can be repeated after a kill at any moment. With `new_key`, a key that is here is
     put aside. Raises AlreadyExists when the key here cannot be used.
     """
-    admin = _admin(context)
+    admin = admin_of(context)
     os.makedirs(context.state_dir, mode=0o700, exist_ok=True)
     with run_lock(os.path.join(context.state_dir, "lock")), use_replicas(context) as (replicas, _):
         path = writer_key_path(context.config_path)
@@ -269,7 +244,7 @@ def rewrap(context: Context) -> RewrapResult:
 
     That takes nothing from former recipients: what they can open, they can open.
     """
-    admin = _admin(context)
+    admin = admin_of(context)
     result: dict[str, list[int]] = {"rewrapped": [], "already": [], "unopened": []}
 
     def draft(replicas: Replicas, now: Standing) -> Draft | None:
@@ -286,7 +261,7 @@ def rewrap(context: Context) -> RewrapResult:
 class _Rewrap:
     """The further key objects of one entry."""
 
-    def __init__(self, context: Context, admin: _Admin, replicas: Replicas, now: Standing) -> None:
+    def __init__(self, context: Context, admin: Admin, replicas: Replicas, now: Standing) -> None:
         self._admin = admin
         self._replicas = replicas
         self._now = now
