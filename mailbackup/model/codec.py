@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,6 +16,8 @@ Record = msgspec.Struct
 
 _encoder = msgspec.json.Encoder()
 _decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
+_building = threading.Lock()
+"""Held while the library learns a type. It keeps what it learned in the type, and shows it to other threads before it is whole: they crash (seen with 0.22)."""
 
 
 def encode(record: Any) -> bytes:
@@ -27,19 +30,25 @@ def decode(data: bytes | memoryview | str, kind: type[T], what: str) -> T:
 
     Raises RecordInvalid when the bytes are not such a record. Unknown members are ignored (format section 2).
     """
-    decoder = _decoders.get(kind)
-    if decoder is None:
-        decoder = _decoders[kind] = msgspec.json.Decoder(kind)
+    decoder = _decoders.get(kind) or _decoder(kind)
     try:
         return decoder.decode(data)  # type: ignore[no-any-return]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecordInvalid(f"{what}: {error}") from None
 
 
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    with _building:
+        if kind not in _decoders:
+            _decoders[kind] = msgspec.json.Decoder(kind)
+        return _decoders[kind]
+
+
 def convert(value: Any, kind: type[T]) -> T:
     """`value` (from TOML) as a typed record. Raises ValueError with the path of what is wrong."""
     try:
-        return msgspec.convert(value, kind)
+        with _building:
+            return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from None
 
