@@ -303,7 +303,7 @@ class MailFolders:
     def _moved_on(self, work: FolderWork, *, doubtful: bool) -> bool:
         """Whether a folder changed since its listing; or, once, whether its listing was no proof and its uidlist names more than it saw."""
         try:
-            if work.scan.now() != work.scan.stamps:
+            if work.scan.young or work.scan.now() != work.scan.stamps:
                 return True
         except Unreadable:
             return False

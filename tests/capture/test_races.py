@@ -4,11 +4,12 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from mailbackup.capture.scan import FolderScan
+from mailbackup.capture.scan import FolderScan, Seen
 from tests.world import ALICE, World, bases_in, messages_in
 
 STORM = os.path.join(os.path.dirname(__file__), "storm.py")
@@ -192,3 +193,47 @@ def test_unchanged_folder_is_not_even_listed(tmp_path, monkeypatch):
     monkeypatch.setattr(FolderScan, "list_once", lambda self: pytest.fail("listed"))
     result = world.backup()
     assert (result.outcome, result.messages, result.bytes_read) == ("complete", 3, 0)
+
+
+def test_what_moves_behind_a_listing_that_then_stands_still_is_not_missed(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """Known messages are in the other folder at each listing; the last time they come behind readdir and before the stamps are taken. Then nothing moves."""
+    world = World(tmp_path)
+    fill(world.folder(".A") + "/cur", 50)
+    fill(world.folder(".B") + "/cur", 50, first=50)
+    world.settle()
+    world.backup()
+    maildir, listings = world.maildir(), 0
+    really, moving = FolderScan._list, os.listdir(f"{maildir}/.A/cur")[:20]
+
+    def move(one: str, other: str) -> None:
+        for name in moving:
+            os.rename(f"{maildir}/{one}/cur/{name}", f"{maildir}/{other}/cur/{name}")
+
+    def list_and_move(self: FolderScan, directory: bytes, place: bytes, listing: dict[bytes, Seen]) -> None:
+        nonlocal listings
+        second = self.path.endswith(b"/.B") and directory == b"cur"
+        listings += second
+        if second and listings == 1:
+            move(".B", ".A")
+        really(self, directory, place, listing)
+        if second and listings == 3:
+            move(".A", ".B")
+
+    move(".A", ".B")
+    monkeypatch.setattr(FolderScan, "_list", list_and_move)
+    result = world.backup()
+    assert listings > 3
+    world.restore("out", at=str(result.seq))
+    assert len({base for _, base in bases_in(f"{world.root}/out")}) == 100
+
+
+def test_a_listing_in_the_moment_of_a_change_proves_nothing(tmp_path):
+    """What changes after it in the same tick of the clock leaves the stamp as it is."""
+    world = World(tmp_path)
+    fill(world.folder(".A") + "/cur", 3)
+    scan = FolderScan(os.fsencode(world.folder(".A")))
+    scan.list_once()
+    assert scan.young
+    time.sleep(0.05)
+    scan.list_once()
+    assert not scan.young
